@@ -1,0 +1,1 @@
+"""Run, serve, compress, train and watch sparse mixture-of-experts language models."""

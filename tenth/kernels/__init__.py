@@ -1,0 +1,1 @@
+"""Weight values and their formats, and the few operations that decide speed: contract, reference."""

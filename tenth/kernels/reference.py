@@ -1,0 +1,110 @@
+"""The operations in plain torch: the oracle of all faster kernels, and what trains.
+
+T tokens, D model width, F expert width, E experts, K active, H query heads, G key-value heads, C head size, N keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tenth.kernels.weight import DenseExpertTable, DenseWeight, ExpertTable, Weight
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type for arithmetic that must not be coarse: float32, or float64 where the model has it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`."""
+    assert isinstance(weight, DenseWeight)
+    return F.linear(x, weight.values_OI, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, in float32 or wider."""
+    x_wide = x.to(wide(x.dtype))
+    scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    return (x_wide * scale * weight).to(x.dtype)
+
+
+def rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Rotary positions on halves: pair (i, i + C/2) turned by angle i."""
+    first, second = x_THC.to(cos_TC.dtype).chunk(2, dim=-1)
+    cos, sin = cos_TC[:, None], sin_TC[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_THC.dtype)
+
+
+def attention(q_THC: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], bounds: Sequence[int]) -> Tensor:
+    """Causal attention of each document's queries, which are the last of its keys."""
+    out = [
+        _attend(q_THC[bounds[s] : bounds[s + 1]], k_NGC, v_NGC)
+        for s, (k_NGC, v_NGC) in enumerate(zip(keys, values, strict=True))
+    ]
+    return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def _attend(q_THC: Tensor, k_NGC: Tensor, v_NGC: Tensor) -> Tensor:
+    queries, seen = len(q_THC), len(k_NGC)
+    mask = None
+    if 1 < queries < seen:
+        mask = torch.ones(queries, seen, dtype=torch.bool, device=q_THC.device).tril(seen - queries)
+    out_HTC = F.scaled_dot_product_attention(
+        q_THC.transpose(0, 1)[None],
+        k_NGC.transpose(0, 1)[None],
+        v_NGC.transpose(0, 1)[None],
+        attn_mask=mask,
+        is_causal=queries == seen > 1,
+        enable_gqa=q_THC.shape[1] != k_NGC.shape[1],
+    )[0]
+    return out_HTC.transpose(0, 1)
+
+
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """Scores of all experts, summed in float64 and rounded to float32 (float64 models stay float64).
+
+    Experts with equal rows (an upcycled model has groups of them) must tie: a float32 product may sum equal rows in
+    different orders, a float64 one that is rounded at the end does not show it.
+    """
+    logits_TE = x_TD.double() @ weight_ED.double().T
+    return logits_TE.to(wide(x_TD.dtype))
+
+
+def choose(logits_TE: Tensor, top_k: int) -> Tensor:
+    """Ids of the largest logits, best first; of equal ones the lower id first (torch.topk promises no order)."""
+    return torch.sort(logits_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
+
+
+def gates(logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
+    """Softmax of the logits at the chosen experts."""
+    if renormalise:
+        # the same as softmax over all, divided by its sum over the chosen ones, without the underflow
+        return torch.softmax(logits_TE.gather(-1, experts_TK), dim=-1)
+    return torch.softmax(logits_TE, dim=-1).gather(-1, experts_TK)
+
+
+def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
+    """The weighted sum of the chosen SwiGLU experts, a loop over those at work."""
+    assert isinstance(table, DenseExpertTable)
+    top_k = experts_TK.shape[1]
+    order_A = experts_TK.flatten().argsort(stable=True)  # A = T * K assignments, by expert
+    counts = torch.bincount(experts_TK.flatten(), minlength=table.num_experts).tolist()
+    token_A, gate_A = order_A // top_k, gates_TK.flatten()[order_A]
+    out_TD = torch.zeros(x_TD.shape, dtype=wide(x_TD.dtype), device=x_TD.device)
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            rows = token_A[start : start + count]
+            y = _swiglu(x_TD[rows], table.w13_E2FD[expert], table.w2_EDF[expert])
+            out_TD = out_TD.index_add(0, rows, y.to(out_TD.dtype) * gate_A[start : start + count, None])
+            start += count
+    return out_TD.to(x_TD.dtype)
+
+
+def _swiglu(x_ND: Tensor, w13_2FD: Tensor, w2_DF: Tensor) -> Tensor:
+    gate_NF, up_NF = F.linear(x_ND, w13_2FD).chunk(2, dim=-1)
+    return F.linear(F.silu(gate_NF) * up_NF, w2_DF)

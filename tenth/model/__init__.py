@@ -1,0 +1,1 @@
+"""The network: config, rope, attention, router, experts, decoder."""

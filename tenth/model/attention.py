@@ -1,0 +1,51 @@
+"""Grouped-query attention with rotary positions and, where the config says so, a norm on each head.
+
+T tokens, D model width, H query heads, G key-value heads, C head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tenth.kernels.backend import Backend
+from tenth.model.batch import Batch
+from tenth.model.cache import KVCache
+from tenth.model.config import ModelConfig
+from tenth.model.linear import Linear, RMSNorm
+
+
+class Attention(nn.Module):
+    """One layer's attention. With a cache, keys and values of earlier tokens come from the pages the batch names."""
+
+    def __init__(self, config: ModelConfig, layer: int, on: Backend) -> None:
+        super().__init__()
+        width, size = config.hidden_size, config.head_dim
+        q_size, kv_size = config.num_heads * size, config.num_kv_heads * size
+        self.q = Linear(width, q_size, config.qkv_bias, on)
+        self.k = Linear(width, kv_size, config.qkv_bias, on)
+        self.v = Linear(width, kv_size, config.qkv_bias, on)
+        self.o = Linear(q_size, width, config.o_bias, on)
+        self.q_norm = RMSNorm(size, config.rms_norm_eps, on) if config.qk_norm else None
+        self.k_norm = RMSNorm(size, config.rms_norm_eps, on) if config.qk_norm else None
+        self._layer, self._head_dim, self._kernels = layer, size, on.kernels
+
+    def forward(self, x_TD: Tensor, batch: Batch, cos_sin: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """T, D to T, D; writes the step's keys and values to the cache where there is one."""
+        q_THC, k_TGC, v_TGC = (part(x_TD).unflatten(-1, (-1, self._head_dim)) for part in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THC, k_TGC = self.q_norm(q_THC), self.k_norm(k_TGC)
+        q_THC, k_TGC = (self._kernels.rotate(part, *cos_sin) for part in (q_THC, k_TGC))
+        keys, values = self._context(k_TGC, v_TGC, batch, cache)
+        y: Tensor = self.o(self._kernels.attention(q_THC, keys, values, batch.bounds).flatten(1))
+        return y
+
+    def _context(
+        self, k_TGC: Tensor, v_TGC: Tensor, batch: Batch, cache: KVCache | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if cache is None:
+            sizes = [end - start for start, end in zip(batch.bounds, batch.bounds[1:], strict=False)]
+            return list(torch.split(k_TGC, sizes)), list(torch.split(v_TGC, sizes))
+        assert batch.placement is not None, "Decoder.forward checks this"
+        cache.write(self._layer, batch.placement, k_TGC, v_TGC)
+        return cache.read(self._layer, batch.placement, k_TGC.dtype)

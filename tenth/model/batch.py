@@ -1,0 +1,88 @@
+"""What goes into a forward pass and what comes out: Batch, Placement, Want, Output.
+
+T tokens of the step, D model width, N positions with logits, V vocabulary, S documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tenth.errors import RequestError
+from tenth.routing.record import Routing
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the tokens of a batch live in a paged cache.
+
+    `slots_T` (page * page size + offset) is where each token's key and value are written; document s then has
+    `lengths[s]` tokens in the pages `pages[s]`, in order, its new ones last.
+    """
+
+    slots_T: Tensor
+    pages: tuple[Tensor, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens of one or more documents, laid end to end: document s is `bounds[s]:bounds[s + 1]`.
+
+    Either `tokens_T` (int64 ids) or `embeddings_TD`. `positions_T` are int64, apart from where the tokens are cached.
+    """
+
+    bounds: tuple[int, ...]
+    positions_T: Tensor
+    tokens_T: Tensor | None = None
+    embeddings_TD: Tensor | None = None
+    placement: Placement | None = None
+
+    @classmethod
+    def of(cls, documents: Sequence[Sequence[int] | Tensor], *, device: torch.device | str = "cpu") -> Batch:
+        """Whole documents of token ids, each from position 0."""
+        lengths = [len(document) for document in documents]
+        if not lengths or 0 in lengths:
+            raise RequestError("a batch needs at least one document, and each at least one token")
+        flat = list(chain.from_iterable(d.tolist() if isinstance(d, Tensor) else d for d in documents))
+        return cls(
+            bounds=tuple(accumulate(lengths, initial=0)),
+            positions_T=torch.cat([torch.arange(n, device=device) for n in lengths]),
+            tokens_T=torch.tensor(flat, dtype=torch.int64, device=device),
+        )
+
+    def __len__(self) -> int:
+        return self.bounds[-1]
+
+    @property
+    def last_T(self) -> Tensor:
+        """The index of each document's last token (S)."""
+        return torch.tensor(self.bounds[1:], device=self.positions_T.device) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a forward pass should return.
+
+    `logits`: of `all` positions, of each document's `last`, of `none`, or of the given indices into T. `hidden`: the
+    states after the final norm. `routing`: nothing, the `choice` (expert ids and gates), or the `full` record with
+    router logits and drops.
+    """
+
+    logits: Literal["all", "last", "none"] | Tensor = "all"
+    hidden: bool = False
+    routing: Literal["none", "choice", "full"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The result of a forward pass: what `Want` asked for, else None."""
+
+    logits_NV: Tensor | None
+    hidden_TD: Tensor | None
+    routing: Routing | None

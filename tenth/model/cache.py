@@ -1,0 +1,42 @@
+"""Keys and values of earlier tokens, in pages.
+
+G key-value heads, C head size, T tokens of the step, N tokens of a document.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tenth.model.batch import Placement
+from tenth.model.config import ModelConfig
+
+
+class KVCache:
+    """A pool of pages for every layer; a batch's `Placement` names the pages and slots that a step may touch."""
+
+    def __init__(
+        self, config: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        shape = (config.num_layers, pages, page_size, config.num_kv_heads, config.head_dim)
+        self.page_size = page_size
+        self._keys = torch.empty(shape, dtype=dtype, device=device)
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+
+    def write(self, layer: int, placement: Placement, k_TGC: Tensor, v_TGC: Tensor) -> None:
+        """Store the step's keys and values in their slots."""
+        self._keys[layer].flatten(0, 1)[placement.slots_T] = k_TGC.to(self._keys.dtype)
+        self._values[layer].flatten(0, 1)[placement.slots_T] = v_TGC.to(self._values.dtype)
+
+    def read(self, layer: int, placement: Placement, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each document (N, G, C), the step's own included."""
+        pairs = list(zip(placement.pages, placement.lengths, strict=True))
+        keys = [_gather(self._keys[layer], pages, length).to(dtype) for pages, length in pairs]
+        values = [_gather(self._values[layer], pages, length).to(dtype) for pages, length in pairs]
+        return keys, values
+
+
+def _gather(pool: Tensor, pages: Tensor, length: int) -> Tensor:
+    if len(pages) == 1:  # a view: a document in one page is not copied
+        return pool[int(pages[0])][:length]
+    return pool[pages].flatten(0, 1)[:length]

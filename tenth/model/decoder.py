@@ -1,0 +1,157 @@
+"""The network: one decoder for every model, dense, sparse or hybrid, that serves and trains.
+
+T tokens, D model width, N positions with logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tenth.errors import RequestError
+from tenth.kernels import reference
+from tenth.kernels.backend import Backend
+from tenth.kernels.weight import DenseWeight
+from tenth.model.attention import Attention
+from tenth.model.batch import Batch, Output, Want
+from tenth.model.cache import KVCache
+from tenth.model.config import ModelConfig
+from tenth.model.experts import SparseMlp
+from tenth.model.linear import Linear, Mlp, RMSNorm
+from tenth.model.rope import Rope
+from tenth.routing.record import LayerRouting, Routing
+
+
+class Layer(nn.Module):
+    """Attention, then a dense or a sparse feed-forward part, each on a normalised copy and added to the stream."""
+
+    def __init__(self, config: ModelConfig, index: int, on: Backend) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.attention_norm = RMSNorm(width, eps, on)
+        self.attention = Attention(config, index, on)
+        self.mlp_norm = RMSNorm(width, eps, on)
+        self.mlp: Mlp | SparseMlp
+        if config.moe is not None and config.is_sparse(index):
+            self.mlp = SparseMlp(config.moe, width, on)
+        else:
+            self.mlp = Mlp(width, config.intermediate_size, config.mlp_bias, on)
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        batch: Batch,
+        cos_sin: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        want: Want,
+        replay: LayerRouting | None,
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """T, D to T, D, and the routing of a sparse layer."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, cos_sin, cache)
+        if isinstance(self.mlp, Mlp):
+            return x_TD + self.mlp(self.mlp_norm(x_TD)), None
+        y_TD, routing = self.mlp(self.mlp_norm(x_TD), want.routing, replay)
+        return x_TD + y_TD, routing
+
+
+class Decoder(nn.Module):
+    """The whole network. A forward pass changes nothing but the cache pages that the batch names.
+
+    Parameters are uninitialised until loaded (`tenth.weights.load`) or drawn (`initialise`).
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        on = Backend(dtype, device)
+        self.embedding = DenseWeight(config.vocab_size, config.hidden_size, on.dtype, on.device)
+        self.layers = nn.ModuleList(Layer(config, i, on) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, on)
+        self.head = Linear(config.hidden_size, config.vocab_size, False, on)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding
+        self._rope = Rope(config.rope, config.head_dim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations and of all weights but norms and router rows, which are float32 or wider."""
+        return self.embedding.values_OI.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        return self.embedding.values_OI.device
+
+    def forward(
+        self, batch: Batch, cache: KVCache | None = None, want: Want | None = None, routing: Routing | None = None
+    ) -> Output:
+        """Run a batch; see `Want` for what comes back.
+
+        With a cache, `batch.placement` says where its keys and values go. A given `routing` is replayed: its expert ids
+        are used, gates are recomputed from this model's router. RequestError where the pieces do not fit together.
+        """
+        want = want or Want()
+        self._check(batch, cache, routing)
+        x_TD = batch.embeddings_TD if batch.tokens_T is None else self.embedding.rows(batch.tokens_T)
+        assert x_TD is not None, "checked"
+        cos_sin = self._rope.cos_sin(batch.positions_T, reference.wide(self.dtype))
+        record: dict[int, LayerRouting] = {}
+        for index, layer in enumerate(self.layers):
+            replay = routing.layers[index] if routing is not None and self.config.is_sparse(index) else None
+            x_TD, decided = layer(x_TD, batch, cos_sin, cache, want, replay)
+            if decided is not None and want.routing != "none":
+                record[index] = decided
+        hidden_TD = self.norm(x_TD)
+        return Output(
+            self._logits(hidden_TD, batch, want),
+            hidden_TD if want.hidden else None,
+            Routing(record) if want.routing != "none" else None,
+        )
+
+    def _logits(self, hidden_TD: Tensor, batch: Batch, want: Want) -> Tensor | None:
+        if isinstance(want.logits, Tensor):
+            hidden_TD = hidden_TD[want.logits]
+        elif want.logits == "last":
+            hidden_TD = hidden_TD[batch.last_T]
+        elif want.logits == "none":
+            return None
+        logits_NV: Tensor = self.head(hidden_TD)
+        return logits_NV
+
+    def _check(self, batch: Batch, cache: KVCache | None, routing: Routing | None) -> None:
+        if (batch.tokens_T is None) == (batch.embeddings_TD is None):
+            raise RequestError("a batch carries either tokens or embeddings")
+        if (cache is None) != (batch.placement is None):
+            raise RequestError("a cache and the batch's placement in it go together")
+        if batch.tokens_T is not None:
+            low, high = (int(edge) for edge in batch.tokens_T.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {self.config.vocab_size - 1}")
+        if routing is not None:
+            self._check_replay(batch, routing)
+
+    def _check_replay(self, batch: Batch, routing: Routing) -> None:
+        if tuple(routing.layers) != self.config.sparse_layers:
+            raise RequestError(
+                f"the routing to replay has layers {list(routing.layers)}, the model {list(self.config.sparse_layers)}"
+            )
+        for index, layer in routing.layers.items():
+            if len(layer.experts_TK) != len(batch):
+                raise RequestError(
+                    f"the routing to replay has {len(layer.experts_TK)} tokens in layer {index}, the batch {len(batch)}"
+                )
+
+
+@torch.no_grad()
+def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> Decoder:
+    """Draw all weights from a normal distribution (norms 1, biases 0), the same for the same seed; returns it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in decoder.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
+    return decoder

@@ -1,0 +1,41 @@
+"""The router: which experts a token goes to, and with what weight. T tokens, D model width, E experts, K active."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tenth.kernels.backend import Backend
+from tenth.kernels.reference import wide
+from tenth.model.config import MoeConfig
+from tenth.routing.record import LayerRouting
+
+
+class Router(nn.Module):
+    """Top-k of a softmax over linear scores. Its rows and all its arithmetic are float32 or wider."""
+
+    def __init__(self, moe: MoeConfig, width: int, on: Backend) -> None:
+        super().__init__()
+        self.weight_ED = nn.Parameter(torch.empty(moe.num_experts, width, dtype=wide(on.dtype), device=on.device))
+        self._moe, self._kernels = moe, on.kernels
+
+    def forward(
+        self, x_TD: Tensor, record: Literal["none", "choice", "full"], replay: LayerRouting | None
+    ) -> LayerRouting:
+        """Choose experts for each token; a replayed record fixes the ids, and the gates follow from this router."""
+        logits_TE = self._kernels.router_logits(x_TD, self.weight_ED)
+        if replay is None:
+            experts_TK = self._kernels.choose(logits_TE, self._moe.top_k)
+        else:
+            experts_TK = replay.experts_TK.to(x_TD.device)
+        gates_TK = self._kernels.gates(logits_TE, experts_TK, self._moe.norm_topk_prob)
+        full = record == "full"
+        return LayerRouting(
+            self._moe.num_experts,
+            experts_TK,
+            gates_TK,
+            logits_TE if full else None,
+            torch.zeros_like(experts_TK, dtype=torch.bool) if full else None,
+        )

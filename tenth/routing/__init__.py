@@ -1,0 +1,1 @@
+"""What the router decided: the record of it, and its measures (balance, entropy)."""

@@ -1,0 +1,50 @@
+"""Balance and confidence of a router, in numbers. They differ: log both.
+
+T tokens, K active experts, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tenth.routing.record import LayerRouting
+
+
+def expert_counts(layer: LayerRouting) -> Tensor:
+    """Assignments carried out by each expert, int64 (E)."""
+    experts = layer.experts_TK
+    if layer.dropped_TK is not None:
+        experts = experts[~layer.dropped_TK]
+    return torch.bincount(experts.flatten(), minlength=layer.num_experts)
+
+
+def max_violation(counts_E: Tensor) -> float:
+    """MaxVio, (max - mean) / mean of the assignments: 0 is perfect balance (arXiv 2408.15664, eq. 4)."""
+    mean = counts_E.double().mean()
+    return float((counts_E.max() - mean) / mean) if mean > 0 else 0.0
+
+
+def load_entropy(counts_E: Tensor) -> float:
+    """Entropy of the experts' shares of the work over log E: 1 is perfect balance, 0 one expert for all."""
+    share = counts_E.double() / max(int(counts_E.sum()), 1)
+    return _entropy(share, len(counts_E))
+
+
+def router_entropy(logits_TE: Tensor) -> float:
+    """Mean over tokens of the entropy of softmax(logits) over log E: 0 is a certain router, 1 an undecided one."""
+    log_p = torch.log_softmax(logits_TE.double(), dim=-1)
+    entropy_T = -(log_p.exp() * log_p).sum(-1)
+    return float(entropy_T.mean()) / math.log(logits_TE.shape[-1]) if logits_TE.shape[-1] > 1 else 0.0
+
+
+def dead_experts(counts_E: Tensor) -> int:
+    """Experts that no token was sent to."""
+    return int((counts_E == 0).sum())
+
+
+def _entropy(share_E: Tensor, experts: int) -> float:
+    used = share_E[share_E > 0]
+    return float(-(used * used.log()).sum()) / math.log(experts) if experts > 1 else 0.0

@@ -1,0 +1,1 @@
+"""Files to tensors: safetensors, GGUF, names, hub, tokenizer, chat template."""

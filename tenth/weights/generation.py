@@ -1,0 +1,76 @@
+"""How a model's makers want it sampled: `generation_config.json`, as frozen data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenth.errors import ConfigError
+from tenth.model.json_reader import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """Sampling values that a model ships with (None: not said), and the ids that end its text."""
+
+    end_ids: frozenset[int] = frozenset()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> GenerationDefaults:
+        """Read `generation_config.json` and the end ids of `config.json`, both optional."""
+        config, generation = _object(folder / "config.json"), _object(folder / "generation_config.json")
+        greedy = generation.get("do_sample") is False
+        where = str(folder / "generation_config.json")
+        return cls(
+            end_ids=_ids(config, where) | _ids(generation, where),
+            temperature=0.0 if greedy else _number(generation, "temperature", where),
+            top_k=_integer(generation, "top_k", where),
+            top_p=_number(generation, "top_p", where),
+            min_p=_number(generation, "min_p", where),
+            repetition_penalty=_number(generation, "repetition_penalty", where),
+        )
+
+    def to_json(self) -> str:
+        """The same as a `generation_config.json`."""
+        raw: dict[str, Any] = {"eos_token_id": sorted(self.end_ids)} if self.end_ids else {}
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        raw |= {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if raw.get("temperature") == 0.0:
+            del raw["temperature"]
+            raw["do_sample"] = False
+        elif "temperature" in raw:
+            raw["do_sample"] = True
+        return json.dumps(raw, indent=2) + "\n"
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _ids(raw: dict[str, Any], where: str) -> frozenset[int]:
+    value = raw.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ConfigError(f"{where}: eos_token_id is {str(value)[:40]!r}, it must be an id or a list of ids")
+    return frozenset(ids)
+
+
+def _number(raw: dict[str, Any], key: str, where: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{where}: {key} is {str(value)[:40]!r}, it must be a number")
+    return float(value)
+
+
+def _integer(raw: dict[str, Any], key: str, where: str) -> int | None:
+    value = _number(raw, key, where)
+    return None if value is None else int(value)
