@@ -35,6 +35,11 @@ class KVCache:
         values = [_gather(self._values[layer], pages, length).to(dtype) for pages, length in pairs]
         return keys, values
 
+    def copy_from(self, smaller: KVCache) -> None:
+        """Take over the first page of a cache with shorter pages."""
+        self._keys[:, 0, : smaller.page_size] = smaller._keys[:, 0]
+        self._values[:, 0, : smaller.page_size] = smaller._values[:, 0]
+
 
 def _gather(pool: Tensor, pages: Tensor, length: int) -> Tensor:
     if len(pages) == 1:  # a view: a document in one page is not copied

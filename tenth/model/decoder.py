@@ -74,6 +74,10 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding
         self._rope = Rope(config.rope, config.head_dim)
 
+    def blocks(self) -> list[Layer]:
+        """The layers, first to last, by their own type."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
     @property
     def dtype(self) -> torch.dtype:
         """The type of activations and of all weights but norms and router rows, which are float32 or wider."""

@@ -40,8 +40,8 @@ class SafetensorsFiles:
     """The tensors of a safetensors file, or of all shards in a folder: a TensorSource.
 
     `path` as given; `tensors` by name, in the order of the shards' names and of the bytes in each; `metadata` the
-    texts under `__metadata__`, an earlier shard's before a later one's. Raises FileFormatError for a malformed header or index,
-    TensorError where index and shards disagree about a tensor, WeightsError for a missing or unreadable file.
+    texts under `__metadata__`, an earlier shard's before a later one's. Raises FileFormatError for a malformed header
+    or index, TensorError where index and shards disagree about a tensor, WeightsError for a missing or unreadable file.
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -83,15 +83,15 @@ def mutate(data: bytes, head: int, dice: random.Random) -> bytes:
     return bytes(spoiled)
 
 
-def survives(path: Path, open_it: Opener, rows: int | None = None) -> bool:
-    """Open and read all tensors (or their first rows); whether it went well.
+def survives(path: Path, open_it: Opener, part: bool = False) -> bool:
+    """Open and read all tensors (or first rows of a few); whether it went well.
 
     Any error but a TenthError of one line ends the test, as does a size out of the file that reached an allocation.
     """
     try:
         with open_it(path) as file:
-            for name, info in file.tensors.items():
-                file.read(name, 0, rows and min(rows, info.shape[0]))
+            for info in list(file.tensors.values())[:: 90 if part else 1]:
+                file.read(info.name, 0, min(32, info.shape[0]) if part else None)
     except MachineError:
         raise
     except TenthError as error:
@@ -219,6 +219,6 @@ def test_spoiled_smollm2(tmp_path: Path) -> None:
             low, high = [(0, 1200), (tensors_at, head), (0, head), (0, 1200)][number % 4]
             at = dice.randrange(low, high)
             os.pwrite(spoiled.fileno(), struct.pack("<Q", dice.choice(EXTREMES))[: dice.choice((1, 4, 8))], at)
-            good += survives(path, GgufFile, rows=32)
+            good += survives(path, GgufFile, part=True)
             os.pwrite(spoiled.fileno(), data[at : at + 8], at)
     assert 0 < good < 200

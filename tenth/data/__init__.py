@@ -1,0 +1,1 @@
+"""Corpora: text to learn from and to measure on."""

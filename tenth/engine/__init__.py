@@ -1,0 +1,1 @@
+"""Token ids in, token ids out: the sampler, the naive generate, one sequence with a cache."""

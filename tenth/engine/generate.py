@@ -1,0 +1,99 @@
+"""Tokens one after the other: naively, as the oracle that stays, and with a cache. V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tenth.engine.sampler import Sampler
+from tenth.engine.sequence import Sequence
+from tenth.errors import RequestError
+from tenth.model.batch import Batch, Want
+from tenth.model.decoder import Decoder
+from tenth.routing.record import Routing
+
+Record = Literal["none", "choice", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One generated token, the logits (V) that it was drawn from, and the routing of the tokens shown to get them."""
+
+    token: int
+    logits_V: Tensor
+    routing: Routing | None
+
+
+def naive_generate(
+    decoder: Decoder,
+    prompt: Tokens[int],
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    end_ids: Collection[int] = (),
+    record: Record = "none",
+) -> Iterator[Step]:
+    """The whole sequence through the network for each token, no cache: the oracle of everything faster.
+
+    Ends behind a token of `end_ids`, or after `max_tokens`, or where the context is full.
+    """
+    shown: list[int] = []
+
+    @torch.inference_mode()
+    def show(tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+        new = len(tokens)
+        shown.extend(tokens)
+        out = decoder(Batch.of([shown], device=decoder.device), want=Want(logits="last", routing=record))
+        assert out.logits_NV is not None
+        routing = None if out.routing is None else out.routing.select(slice(len(shown) - new, None)).detach()
+        return out.logits_NV[0], routing
+
+    room = check_room(decoder, prompt, max_tokens)
+    return _generate(show, list(prompt), sampler, room, end_ids)
+
+
+def cached_generate(
+    sequence: Sequence,
+    decoder: Decoder,
+    prompt: Tokens[int],
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    end_ids: Collection[int] = (),
+) -> Iterator[Step]:
+    """The same tokens with the keys and values kept; what `sequence` shares with the prompt is not computed again."""
+    room = check_room(decoder, prompt, max_tokens)
+    return _generate(sequence.extend, sequence.restart(prompt), sampler, room, end_ids)
+
+
+def _generate(
+    show: Callable[[Tokens[int]], tuple[Tensor, Routing | None]],
+    tokens: list[int],
+    sampler: Sampler,
+    room: int,
+    end_ids: Collection[int],
+) -> Iterator[Step]:
+    for _ in range(room):
+        logits_V, routing = show(tokens)
+        token = sampler.draw(logits_V)
+        yield Step(token, logits_V, routing)
+        if token in end_ids:
+            return
+        tokens = [token]
+
+
+def check_room(decoder: Decoder, prompt: Tokens[int], max_tokens: int) -> int:
+    """Tokens that may follow the prompt; RequestError where there is no prompt, or none may."""
+    if not prompt:
+        raise RequestError("the prompt is empty; it must hold at least one token")
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens is {max_tokens}, it must be at least 1")
+    context = decoder.config.context_length
+    if len(prompt) >= context:
+        raise RequestError(f"the prompt has {len(prompt)} tokens, the model's context is {context}, answer included")
+    return min(max_tokens, context - len(prompt))

@@ -1,0 +1,79 @@
+"""One sequence and its cache: the simple way to run a decoder token by token.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tenth.model.batch import Batch, Placement, Want
+from tenth.model.cache import KVCache
+from tenth.model.decoder import Decoder
+from tenth.routing.record import Routing
+
+_CHUNK = 512  # tokens of a prompt that go through the network at once: bounds the memory of activations
+
+
+class Sequence:
+    """Tokens that a decoder has seen, with their keys and values; `extend` shows it more.
+
+    A new list of tokens that begins like the old one keeps the common part: a chat pays for each turn once.
+    """
+
+    def __init__(self, decoder: Decoder, record: Literal["none", "choice", "full"] = "none") -> None:
+        self._decoder, self._record = decoder, record
+        self._tokens: list[int] = []
+        self._cache = self._grown(0)
+
+    def restart(self, tokens: Tokens[int]) -> list[int]:
+        """Keep what the cache and `tokens` share; returns the rest of `tokens`, one at least, still to be shown."""
+        shared = 0
+        while shared < min(len(tokens) - 1, len(self._tokens)) and tokens[shared] == self._tokens[shared]:
+            shared += 1
+        self._tokens = self._tokens[:shared]
+        return list(tokens[shared:])
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+        """Show more tokens; returns the logits (V) after the last, and the routing of those shown."""
+        self._reserve(len(self._tokens) + len(tokens))
+        records: list[Routing] = []
+        logits_V = torch.empty(0)
+        for start in range(0, len(tokens), _CHUNK):
+            logits_V, routing = self._step(tokens[start : start + _CHUNK])
+            if routing is not None:
+                records.append(routing.detach())
+        return logits_V, Routing.join(records) if self._record != "none" else None
+
+    def _step(self, tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+        start, device = len(self._tokens), self._decoder.device
+        place = torch.arange(start, start + len(tokens), device=device)
+        pages = torch.arange(1, device=device)
+        batch = Batch(
+            bounds=(0, len(tokens)),
+            positions_T=place,
+            tokens_T=torch.tensor(tokens, device=device),
+            placement=Placement(place, (pages,), (start + len(tokens),)),
+        )
+        out = self._decoder(batch, self._cache, Want(logits="last", routing=self._record))
+        self._tokens.extend(tokens)
+        assert out.logits_NV is not None
+        return out.logits_NV[0], out.routing
+
+    def _reserve(self, length: int) -> None:
+        if length > self._cache.page_size:
+            self._cache = self._grown(max(length, 2 * self._cache.page_size))
+
+    def _grown(self, length: int) -> KVCache:
+        """A cache of one page for `length` tokens, holding what the present one holds."""
+        config, device = self._decoder.config, self._decoder.device
+        size = min(max(length, _CHUNK), config.context_length)
+        cache = KVCache(config, 1, size, self._decoder.dtype, device)
+        if self._tokens:
+            cache.copy_from(self._cache)
+        return cache

@@ -1,0 +1,1 @@
+"""Learning: upcycling a dense model into a sparse one."""

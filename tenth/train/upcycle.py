@@ -1,0 +1,183 @@
+"""A dense model into a fine-grained mixture of experts of the same function.
+
+D model width, F dense width, f expert width, E experts, K active, G shards, R = E / G copies, N calibration tokens.
+
+Each copy r holds all F neurons in an order of its own, cut into G experts (r, s). All experts of a copy share one
+router row, so the top K = G * T experts are T whole copies with weights w_r / G each; the experts' outputs are G times
+their share of the dense layer, and sum_r w_r / G * sum_s G * f_s = f whatever the w (arXiv 2410.07524, virtual groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tenth.errors import ConfigError, RequestError
+from tenth.kernels.reference import wide
+from tenth.kernels.weight import DenseExpertTable, DenseWeight
+from tenth.model.batch import Batch, Want
+from tenth.model.config import ModelConfig, MoeConfig
+from tenth.model.decoder import Decoder
+from tenth.model.experts import SparseMlp
+from tenth.model.huggingface import OWN_MODEL_TYPE
+from tenth.model.huggingface_export import exportable_as
+from tenth.model.linear import Mlp
+from tenth.train.router_rows import group_rows
+
+
+@dataclass(frozen=True, slots=True)
+class UpcycleOptions:
+    """`num_experts` E and `top_k` K; `shards` G (0: the rule of `default_shards`).
+
+    `reinit` is the share of each expert's neurons that are drawn anew with the layer's own statistics (Drop-Upcycling,
+    arXiv 2502.19261): with 0 the function is kept, above it is not, but experts can drift apart in training.
+    """
+
+    num_experts: int = 32
+    top_k: int = 8
+    shards: int = 0
+    reinit: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.reinit < 1.0:
+            raise RequestError(f"reinit is {self.reinit}, it must be at least 0 and below 1")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise RequestError(f"top_k is {self.top_k}, it must lie between 1 and the {self.num_experts} experts")
+        if self.shards < 0 or (self.shards and (self.top_k % self.shards or self.num_experts % self.shards)):
+            raise RequestError(
+                f"shards is {self.shards}, it must divide top_k {self.top_k} and num_experts {self.num_experts}"
+            )
+
+
+def default_shards(options: UpcycleOptions, width: int) -> int:
+    """The number of shards where none is given.
+
+    Of those that divide E, K and F: two copies a token at least (with one, no gradient reaches the choice between
+    groups), then expert widths that divide by 128, 64, 32, then the most shards.
+    """
+    shards = [
+        g for g in range(1, options.top_k + 1) if not any(n % g for n in (options.top_k, options.num_experts, width))
+    ]
+
+    def merit(g: int) -> tuple[bool, int, int]:
+        return options.top_k // g >= 2, max(n for n in (128, 64, 32, 1) if width // g % n == 0), g
+
+    return max(shards, key=merit)
+
+
+def upcycled_config(dense: ModelConfig, options: UpcycleOptions) -> ModelConfig:
+    """The config of the result: a Hugging Face type where one computes the same, else our own."""
+    if dense.sparse_layers:
+        raise ConfigError(
+            f"the source has {len(dense.sparse_layers)} sparse layers already; upcycling takes a dense model"
+        )
+    if dense.mlp_bias:
+        raise ConfigError("the source's feed-forward layers have biases, which experts do not")
+    shards = options.shards or default_shards(options, dense.intermediate_size)
+    if dense.intermediate_size % shards:
+        raise RequestError(f"shards is {shards}, it must divide the dense width {dense.intermediate_size}")
+    moe = MoeConfig(options.num_experts, options.top_k, dense.intermediate_size // shards, norm_topk_prob=True)
+    config = replace(dense, model_type=OWN_MODEL_TYPE, moe=moe, sparse_layers=tuple(range(dense.num_layers)))
+    try:
+        return exportable_as(config, "qwen3_moe")
+    except ConfigError:
+        return config
+
+
+@torch.no_grad()
+def upcycle(dense: Decoder, calibration: Sequence[Sequence[int]], options: UpcycleOptions | None = None) -> Decoder:
+    """Build the sparse model of the same function; routers are fitted to the hidden states of `calibration` documents.
+
+    The result has the dense model's type and device; other weights than the feed-forward ones are shared with it.
+    """
+    options = options or UpcycleOptions()
+    config = upcycled_config(dense.config, options)
+    moe = config.moe
+    assert moe is not None
+    states = _mlp_inputs(dense, calibration)
+    sparse = Decoder(config, dtype=dense.dtype, device="meta")
+    _share(dense, sparse)
+    generator = torch.Generator().manual_seed(options.seed)
+    groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
+    for index, layer in enumerate(sparse.blocks()):
+        source, target = dense.blocks()[index].mlp, layer.mlp
+        assert isinstance(source, Mlp)
+        assert isinstance(target, SparseMlp)
+        target.experts = _experts(source, moe, options.reinit, generator)
+        rows_RD = group_rows(states[index], groups, moe.top_k * groups // moe.num_experts, generator)
+        rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
+        target.router.weight_ED = torch.nn.Parameter(rows_ED.to(dense.device, wide(dense.dtype)), requires_grad=False)
+    return sparse.eval()
+
+
+def _mlp_inputs(dense: Decoder, calibration: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What enters each feed-forward layer (N, D), float32, over all documents."""
+    states: list[list[Tensor]] = [[] for _ in dense.layers]
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0].float().cpu()))
+        for layer, kept in zip(dense.blocks(), states, strict=True)
+    ]
+    try:
+        for document in calibration:
+            dense(Batch.of([document], device=dense.device), want=Want(logits="none"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(kept) for kept in states]
+
+
+def _share(dense: Decoder, sparse: Decoder) -> None:
+    """Everything but the feed-forward layers is the dense model's own."""
+    sparse.embedding, sparse.norm, sparse.head = dense.embedding, dense.norm, dense.head
+    for source, target in zip(dense.blocks(), sparse.blocks(), strict=True):
+        target.attention_norm, target.attention, target.mlp_norm = (
+            source.attention_norm,
+            source.attention,
+            source.mlp_norm,
+        )
+
+
+def _experts(source: Mlp, moe: MoeConfig, reinit: float, generator: torch.Generator) -> DenseExpertTable:
+    gate_FD, up_FD, down_DF = (_values(part.weight) for part in (source.gate, source.up, source.down))
+    width, f = len(gate_FD), moe.intermediate_size
+    shards = width // f
+    up_scale, down_scale = split_scale(shards)
+    table = DenseExpertTable(moe.num_experts, gate_FD.shape[1], f, gate_FD.dtype, gate_FD.device)
+    for first in range(0, moe.num_experts, shards):
+        order_F = torch.randperm(width, generator=generator)
+        for shard in range(shards):
+            mine = order_F[shard * f : (shard + 1) * f]
+            table.w13_E2FD[first + shard] = torch.cat((gate_FD[mine], up_FD[mine] * up_scale))
+            table.w2_EDF[first + shard] = down_DF[:, mine] * down_scale
+    if reinit:
+        _redraw(table, round(reinit * f), generator)
+    return table.requires_grad_(False)
+
+
+def split_scale(shards: int) -> tuple[float, float]:
+    """Factors of up and down whose product is G: powers of two where G is one (exact in any float), else its root."""
+    power = shards.bit_length() - 1
+    if shards == 1 << power:
+        return float(1 << (power - power // 2)), float(1 << (power // 2))
+    return shards**0.5, shards**0.5
+
+
+def _redraw(table: DenseExpertTable, units: int, generator: torch.Generator) -> None:
+    """Give `units` neurons of every expert new values, normal with the mean and deviation of the matrix they are in."""
+    f = table.intermediate_size
+    for expert in range(table.num_experts):
+        picked = torch.randperm(f, generator=generator)[:units]
+        gate_FD, up_FD = table.w13_E2FD[expert].chunk(2)
+        for matrix in (gate_FD, up_FD, table.w2_EDF[expert].T):
+            drawn = torch.randn(units, matrix.shape[1], generator=generator).to(matrix)
+            matrix[picked] = drawn * matrix.std() + matrix.mean()
+
+
+def _values(weight: torch.nn.Module) -> Tensor:
+    if not isinstance(weight, DenseWeight):
+        raise RequestError("upcycling takes float weights; dequantise the source first")
+    return weight.values_OI
