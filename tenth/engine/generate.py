@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from collections.abc import Sequence as Tokens
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tenth.engine.sampler import Sampler
-from tenth.engine.sequence import Sequence
+from tenth.engine.sequence import CachedSequence
 from tenth.errors import RequestError
 from tenth.model.batch import Batch, Want
 from tenth.model.decoder import Decoder
@@ -31,7 +30,7 @@ class Step:
 
 def naive_generate(
     decoder: Decoder,
-    prompt: Tokens[int],
+    prompt: Sequence[int],
     sampler: Sampler,
     *,
     max_tokens: int,
@@ -45,7 +44,7 @@ def naive_generate(
     shown: list[int] = []
 
     @torch.inference_mode()
-    def show(tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+    def show(tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
         new = len(tokens)
         shown.extend(tokens)
         out = decoder(Batch.of([shown], device=decoder.device), want=Want(logits="last", routing=record))
@@ -58,9 +57,9 @@ def naive_generate(
 
 
 def cached_generate(
-    sequence: Sequence,
+    sequence: CachedSequence,
     decoder: Decoder,
-    prompt: Tokens[int],
+    prompt: Sequence[int],
     sampler: Sampler,
     *,
     max_tokens: int,
@@ -72,7 +71,7 @@ def cached_generate(
 
 
 def _generate(
-    show: Callable[[Tokens[int]], tuple[Tensor, Routing | None]],
+    show: Callable[[Sequence[int]], tuple[Tensor, Routing | None]],
     tokens: list[int],
     sampler: Sampler,
     room: int,
@@ -87,7 +86,7 @@ def _generate(
         tokens = [token]
 
 
-def check_room(decoder: Decoder, prompt: Tokens[int], max_tokens: int) -> int:
+def check_room(decoder: Decoder, prompt: Sequence[int], max_tokens: int) -> int:
     """Tokens that may follow the prompt; RequestError where there is no prompt, or none may."""
     if not prompt:
         raise RequestError("the prompt is empty; it must hold at least one token")

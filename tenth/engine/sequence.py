@@ -5,7 +5,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Tokens
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from tenth.routing.record import Routing
 _CHUNK = 512  # tokens of a prompt that go through the network at once: bounds the memory of activations
 
 
-class Sequence:
+class CachedSequence:
     """Tokens that a decoder has seen, with their keys and values; `extend` shows it more.
 
     A new list of tokens that begins like the old one keeps the common part: a chat pays for each turn once.
@@ -30,7 +30,7 @@ class Sequence:
         self._tokens: list[int] = []
         self._cache = self._grown(0)
 
-    def restart(self, tokens: Tokens[int]) -> list[int]:
+    def restart(self, tokens: Sequence[int]) -> list[int]:
         """Keep what the cache and `tokens` share; returns the rest of `tokens`, one at least, still to be shown."""
         shared = 0
         while shared < min(len(tokens) - 1, len(self._tokens)) and tokens[shared] == self._tokens[shared]:
@@ -39,7 +39,7 @@ class Sequence:
         return list(tokens[shared:])
 
     @torch.inference_mode()
-    def extend(self, tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+    def extend(self, tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
         """Show more tokens; returns the logits (V) after the last, and the routing of those shown."""
         self._reserve(len(self._tokens) + len(tokens))
         records: list[Routing] = []
@@ -50,7 +50,7 @@ class Sequence:
                 records.append(routing.detach())
         return logits_V, Routing.join(records) if self._record != "none" else None
 
-    def _step(self, tokens: Tokens[int]) -> tuple[Tensor, Routing | None]:
+    def _step(self, tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
         start, device = len(self._tokens), self._decoder.device
         place = torch.arange(start, start + len(tokens), device=device)
         pages = torch.arange(1, device=device)

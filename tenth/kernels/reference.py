@@ -90,21 +90,20 @@ def gates(logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
 def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
     """The weighted sum of the chosen SwiGLU experts, a loop over those at work."""
     assert isinstance(table, DenseExpertTable)
-    top_k = experts_TK.shape[1]
-    order_A = experts_TK.flatten().argsort(stable=True)  # A = T * K assignments, by expert
-    counts = torch.bincount(experts_TK.flatten(), minlength=table.num_experts).tolist()
-    token_A, gate_A = order_A // top_k, gates_TK.flatten()[order_A]
-    out_TD = torch.zeros(x_TD.shape, dtype=wide(x_TD.dtype), device=x_TD.device)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            rows = token_A[start : start + count]
-            y = _swiglu(x_TD[rows], table.w13_E2FD[expert], table.w2_EDF[expert])
-            out_TD = out_TD.index_add(0, rows, y.to(out_TD.dtype) * gate_A[start : start + count, None])
-            start += count
-    return out_TD.to(x_TD.dtype)
+    # A = T * K assignments, sorted by expert: only the matrix products are a loop
+    expert_A, order_A = experts_TK.flatten().sort(stable=True)
+    experts, counts = torch.unique_consecutive(expert_A, return_counts=True)
+    at_work, sizes = experts.tolist(), counts.tolist()
+    token_A = order_A // experts_TK.shape[1]
+    h_A2F = _products(x_TD[token_A], table.w13_E2FD, at_work, sizes)
+    gate_AF, up_AF = h_A2F.chunk(2, dim=-1)
+    y_AD = _products(F.silu(gate_AF) * up_AF, table.w2_EDF, at_work, sizes)
+    weighted_AD = y_AD.to(wide(x_TD.dtype)) * gates_TK.flatten()[order_A, None]
+    out_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype)
+    return out_TD.index_add(0, token_A, weighted_AD).to(x_TD.dtype)
 
 
-def _swiglu(x_ND: Tensor, w13_2FD: Tensor, w2_DF: Tensor) -> Tensor:
-    gate_NF, up_NF = F.linear(x_ND, w13_2FD).chunk(2, dim=-1)
-    return F.linear(F.silu(gate_NF) * up_NF, w2_DF)
+def _products(x_AI: Tensor, w_EOI: Tensor, experts: list[int], sizes: list[int]) -> Tensor:
+    """Rows `sizes[i]` at a time times the matrix of `experts[i]`."""
+    parts = torch.split(x_AI, sizes)
+    return torch.cat([F.linear(part, w_EOI[expert]) for part, expert in zip(parts, experts, strict=True)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ROUNDS = 25
+_ROUNDS = 15
 
 
 def group_rows(states_ND: Tensor, groups: int, chosen: int, generator: torch.Generator) -> Tensor:
@@ -34,9 +34,11 @@ def _spherical_means(unit_ND: Tensor, groups: int, generator: torch.Generator) -
     centres_RD = unit_ND[torch.randperm(len(unit_ND), generator=generator)[:groups]]
     if len(centres_RD) < groups:  # fewer tokens than groups: directions at random
         centres_RD = torch.randn(groups, unit_ND.shape[1], generator=generator)
+    offsets_R = torch.zeros(groups)
     for _ in range(_ROUNDS):
         near_NR = unit_ND @ centres_RD.T
-        owner_N = (near_NR + _even(near_NR, 1)).argmax(1)
+        offsets_R = _even(near_NR, 1, offsets_R, steps=5)
+        owner_N = (near_NR + offsets_R).argmax(1)
         sums_RD = torch.zeros_like(centres_RD).index_add_(0, owner_N, unit_ND)
         alive = sums_RD.norm(dim=1, keepdim=True) > 1e-6
         centres_RD = torch.where(alive, torch.nn.functional.normalize(sums_RD, dim=1), centres_RD)
@@ -47,17 +49,18 @@ def _biases(states_ND: Tensor, rows_RD: Tensor, along_D: Tensor, chosen: int) ->
     """Coefficients along the mean direction under which every group is chosen about equally often."""
     if chosen >= len(rows_RD):
         return torch.zeros(len(rows_RD))
-    logits_NR, lift_N = states_ND @ rows_RD.T, states_ND @ along_D
-    return _even(logits_NR, chosen, lift_N)
+    return _even(states_ND @ rows_RD.T, chosen, torch.zeros(len(rows_RD)), steps=60, lift_N=states_ND @ along_D)
 
 
-def _even(scores_NR: Tensor, chosen: int, lift_N: Tensor | None = None) -> Tensor:
-    """Offsets (R), found by small steps against the load, that even out how often each column is among the `chosen`."""
-    offsets_R = torch.zeros(scores_NR.shape[1])
-    lift = torch.ones(len(scores_NR)) if lift_N is None else lift_N
-    step = float(scores_NR.std()) / max(float(lift.abs().mean()), 1e-6)
-    for round_ in range(60):
-        top = (scores_NR + offsets_R * lift[:, None]).topk(chosen, dim=1).indices
+def _even(scores_NR: Tensor, chosen: int, offsets_R: Tensor, *, steps: int, lift_N: Tensor | None = None) -> Tensor:
+    """Move offsets (R) in falling steps against the load, to even out how often each column is among the `chosen`.
+
+    A column's offset counts times the token's `lift` (1 where not given).
+    """
+    lift_N1 = torch.ones(1, 1) if lift_N is None else lift_N[:, None]
+    unit = float(scores_NR.std()) / max(float(lift_N1.abs().mean()), 1e-6)
+    for step in range(steps):
+        top = (scores_NR + offsets_R * lift_N1).topk(chosen, dim=1).indices
         share_R = torch.bincount(top.flatten(), minlength=len(offsets_R)) / top.numel() * len(offsets_R)
-        offsets_R -= step / (4 + round_) * (share_R - 1)
+        offsets_R = offsets_R - unit / (4 + step) * (share_R - 1)
     return offsets_R

@@ -65,9 +65,18 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, in which reaching for what is forbidden is an error at once rather than an undefined value."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Refuse an attribute of Python's own."""
+        kind = type(obj).__name__
+        raise jinja2.exceptions.SecurityError(f"the attribute {attribute!r} of a {kind} is out of reach")
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """Build the environment that Hugging Face's templates are written for."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
