@@ -9,7 +9,7 @@ their share of the dense layer, and sum_r w_r / G * sum_s G * f_s = f whatever t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,10 +89,16 @@ def upcycled_config(dense: ModelConfig, options: UpcycleOptions) -> ModelConfig:
 
 
 @torch.no_grad()
-def upcycle(dense: Decoder, calibration: Sequence[Sequence[int]], options: UpcycleOptions | None = None) -> Decoder:
+def upcycle(
+    dense: Decoder,
+    calibration: Sequence[Sequence[int]],
+    options: UpcycleOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoder:
     """Build the sparse model of the same function; routers are fitted to the hidden states of `calibration` documents.
 
     The result has the dense model's type and device; other weights than the feed-forward ones are shared with it.
+    `progress` is told the layers done, of how many.
     """
     options = options or UpcycleOptions()
     config = upcycled_config(dense.config, options)
@@ -111,6 +117,8 @@ def upcycle(dense: Decoder, calibration: Sequence[Sequence[int]], options: Upcyc
         rows_RD = group_rows(states[index], groups, moe.top_k * groups // moe.num_experts, generator)
         rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
         target.router.weight_ED = torch.nn.Parameter(rows_ED.to(dense.device, wide(dense.dtype)), requires_grad=False)
+        if progress is not None:
+            progress(index + 1, config.num_layers)
     return sparse.eval()
 
 

@@ -11,6 +11,8 @@ from tenth.weights.tokenizer_added import AddedToken
 from tenth.weights.tokenizer_bytes import byte_alphabet
 
 Json = dict[str, Any]
+_IDS = 1 << 22  # sixteen times the largest vocabulary published; tables are as long as the highest id
+_LONGEST_ADDED = 512  # characters; every beginning and end of an added token is kept
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -66,6 +68,8 @@ def settle_added(
             added.append(AddedToken(model["vocab"][text], text, special=True))
     owners = {token_id: text for text, token_id in model["vocab"].items()}
     for token in added:
+        if len(token.content) > _LONGEST_ADDED:
+            raise TokenizerError(f"{where}: added token {token.content[:40]!r}... is longer than {_LONGEST_ADDED}")
         if (
             model["vocab"].get(token.content, token.id) != token.id
             or owners.get(token.id, token.content) != token.content
@@ -92,7 +96,7 @@ def check_document(document: Json, where: str) -> None:
         raise TokenizerError(f"{where}: model type {kind!r} is not supported, only BPE is")
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not vocabulary or not all(_is_id(v) for v in vocabulary.values()):
-        raise TokenizerError(f"{where}: model.vocab must map tokens to ids from 0 to 2^31 - 1")
+        raise TokenizerError(f"{where}: model.vocab must map tokens to ids from 0 to {_IDS - 1}")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise TokenizerError(f"{where}: model.vocab gives one id to two tokens")
     merges = model.get("merges")
@@ -110,7 +114,7 @@ def _pair(merge: object, at: int, where: str) -> tuple[str, str]:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _IDS
 
 
 def _read_json(path: Path, *, required: bool = False) -> Json:

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import transformers
 from hypothesis import given, settings
@@ -101,17 +100,17 @@ class TestEqualToTransformers:
     def test_text(self, template: str, name: str, tools: list[Message] | None) -> None:
         chat = ChatTemplate(source(template), variables=VARIABLES)
         messages = CONVERSATIONS[name]
+        if (template, name) == ("llama3.1", "tools at once"):
+            pytest.skip("this template refuses several calls at once")
         for extra in ({}, {"enable_thinking": False, "date_string": "1 Jan 2026"}):
             for prompt in (True, False):
                 given = {"chat_template": source(template), "tools": tools, "tokenize": False, **extra}
-                try:
-                    wanted = theirs().apply_chat_template(messages, add_generation_prompt=prompt, **given)
-                except Exception as error:
-                    with pytest.raises(TemplateError, match="single tool-calls"):
-                        chat.render(messages, tools=tools, add_generation_prompt=prompt, arguments=extra)
-                    assert "single tool-calls" in str(error)
-                    continue
+                wanted = theirs().apply_chat_template(messages, add_generation_prompt=prompt, **given)
                 assert chat.render(messages, tools=tools, add_generation_prompt=prompt, arguments=extra) == wanted
+
+    def test_a_conversation_that_a_template_refuses(self) -> None:
+        with pytest.raises(TemplateError, match=r"line \d+: This model only supports single tool-calls at once!$"):
+            ChatTemplate(source("llama3.1")).render(CONVERSATIONS["tools at once"])
 
     @pytest.mark.parametrize("name", CONVERSATIONS)
     @pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["no tools", "a tool"])
@@ -280,11 +279,12 @@ ESCAPES = [
     "{{ self._TemplateReference__context }}",
 ]
 BOMBS = [
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    "{% endfor %}{% endfor %}{% endfor %}",
     "{{ range(10**12) | list }}",
     "{{ 'a' * 10**10 }}",
     "{{ ('a' * 10**9) | length }}",
-    "{{ 10 ** 10**9 }}",
+    "{{ 10 ** (10 ** 9) }}",
     "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
     "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'a' * 999 }}{% endfor %}{% endfor %}",
@@ -296,6 +296,11 @@ BOMBS = [
     "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "{% if 1 %}" * 500 + "{% endif %}" * 500,
 ]
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
@@ -316,11 +321,11 @@ class TestConfinement:
     @pytest.mark.parametrize("template", [*ESCAPES, *BOMBS])
     def test_a_bad_template_fails_and_the_next_works(self, template: str, kept: TemplateWorker) -> None:
         ChatTemplate("warm", worker=kept).render(HELLO)
-        before, started = psutil.Process().memory_info().rss, time.monotonic()
+        before, started = resident(), time.monotonic()
         with pytest.raises(TemplateError, match=r"^chat template.*: ") as refusal:
             ChatTemplate(template, limits=RenderLimits(seconds=0.8, output=1 << 20), worker=kept).render(HELLO)
         assert time.monotonic() - started < 3
-        assert psutil.Process().memory_info().rss - before < 16 << 20
+        assert resident() - before < 16 << 20
         assert "\n" not in str(refusal.value)
         assert ChatTemplate("{{ messages[0].content }}", worker=kept).render(HELLO) == "Hello"
 
@@ -328,9 +333,9 @@ class TestConfinement:
         monkeypatch.setenv("HF_TOKEN", "secret")
         ChatTemplate("x", worker=worker).render(HELLO)
         assert worker.pid is not None
-        process = psutil.Process(worker.pid)
-        assert not {"HF_TOKEN", "PATH", "HOME", "PYTHONPATH"} & process.environ().keys()
-        assert sorted(os.listdir(f"/proc/{worker.pid}/fd")) == ["0", "1", "2"]
+        environment = Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+        assert {entry.partition("=")[0] for entry in environment} <= {"", "TZ", "LD_LIBRARY_PATH", "LC_CTYPE"}
+        assert sorted(path.name for path in Path(f"/proc/{worker.pid}/fd").iterdir()) == ["0", "1", "2"]
         limits = Path(f"/proc/{worker.pid}/limits").read_text()
         hard = {line[:25].strip(): line.split()[-2] for line in limits.splitlines()[1:] if line[-8:].strip()}
         assert (hard["Max open files"], hard["Max address space"]) == ("3", str(512 << 20))
@@ -399,8 +404,8 @@ def control(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 def conversation(words: Mapping[str, str]) -> dict[str, Any]:
     """A conversation with somebody else's words in every place that can hold them."""
-    call = {"id": words["id"], "type": "function",
-            "function": {"name": words["name"], "arguments": {words["key"]: {words["key"]: [words["value"]]}}}}  # fmt: skip
+    arguments = {words["key"]: {words["key"]: [words["value"]]}}
+    call = {"id": words["id"], "type": "function", "function": {"name": words["name"], "arguments": arguments}}
     tool = {"type": "function", "function": {"name": words["name"], "description": words["value"],
             "parameters": {"type": "object", "properties": {words["key"]: {"enum": [words["value"]]}}}}}  # fmt: skip
     messages = [
@@ -414,11 +419,12 @@ def conversation(words: Mapping[str, str]) -> dict[str, Any]:
 
 
 HARMLESS = dict.fromkeys(["id", "name", "key", "value", "system", "user", "tool"], "xyz")
-PIECES = ["<|im_", "end|>", "<|im_end|>", "<|im_start|>", ">", "<", "|", "end", "im_end", "tool_call", "think>", "</", "x",
-          "<tool_call>", "</think>", "\n", "<|im_end", "|>", "\ufdd0", "\\ufdd0", "é"]  # fmt: skip
+PIECES = ["<|im_", "end|>", "<|im_end|>", "<|im_start|>", ">", "<", "|", "end", "im_end", "tool_call", "think>", "</",
+          "x", "<tool_call>", "</think>", "\n", "<|im_end", "|>", "\ufdd0", "\\ufdd0", "é"]  # fmt: skip
 # Brackets of the template around somebody's words, as in Qwen3-Coder's rendering of tools.
 BRACKETS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n<{{ m.content }}>{{ m.content }}|{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n<{{ m.content }}>{{ m.content }}|{{ m.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% for t in tools %}{% for k, v in t.function.parameters.properties.items() %}<{{ k }}></{{ k }}><|{{ k }}|>"
     "{{ v.enum[0] }}{{ v.enum[0] }}{{ v | tojson(ensure_ascii=true) }}{% endfor %}{% endfor %}{{ extra }}{{ extra }}"
 )
@@ -435,7 +441,8 @@ class TestInert:
             wanted = control(qwen(), chat.encode(qwen(), **conversation(HARMLESS)))
             got = chat.encode(qwen(), **conversation(HARMLESS | {place: attack}))
             assert control(qwen(), got) == wanted
-            assert attack in qwen().decode(got, skip_specials=False)
+            if place in ("system", "user", "tool"):
+                assert attack in qwen().decode(got, skip_specials=False)
 
     @settings(max_examples=150, deadline=None)
     @given(data=st.data())

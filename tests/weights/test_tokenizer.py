@@ -319,7 +319,7 @@ class TestFolder:
         document = metaspace_document(scheme=scheme)
         write(tmp_path, "tokenizer.json", document)
         made, reference = Tokenizer.from_folder(tmp_path), tokenizers.Tokenizer.from_str(json.dumps(document))
-        for text in ["ab a", " ab", "é ab日", "a<s>b", "", "  "]:
+        for text in ["ab a", " ab", "é ab日", "a<s>b", "<s>ab", "", "  "]:
             assert made.encode(text, specials=True) == reference.encode(text).ids
             assert made.encode_marked(text, MARKERS[0]) == reference.encode(text).ids
             assert made.decode(made.encode(text)) == reference.decode(made.encode(text)) or scheme == "never"
@@ -360,6 +360,8 @@ class TestFolder:
             ({"added_tokens": [{"id": 5, "content": "<s>"}]}, "<s>"),
             ({"added_tokens": [{"content": "<new>"}]}, "<new>"),
             ({"added_tokens": 7}, "added_tokens"),
+            ({"added_tokens": [{"id": 262, "content": "<" * 100_000}]}, "longer than 512"),
+            ({"added_tokens": [{"id": 1 << 30, "content": "<new>"}]}, "<new>"),
             ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "vocab"),
             ({"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}, "merges": []}}, "two tokens"),
             ({"model": {"type": "BPE", "vocab": {"a": 1}, "merges": [["a"]]}}, r"merges\[0\]"),
@@ -415,9 +417,12 @@ LETTERS = {character: n for n, character in enumerate(byte_alphabet())}
 DOCUMENT = {
     "version": "1.0",
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-    "model": {"type": "BPE", "vocab": LETTERS | {f"pad{n}": n for n in range(256, 260)} | {"<a>": 260, "<a": 261, "bb": 262},
-              "merges": []},
-}  # fmt: skip
+    "model": {
+        "type": "BPE",
+        "vocab": LETTERS | {f"pad{n}": n for n in range(256, 260)} | {"<a>": 260, "<a": 261, "bb": 262},
+        "merges": [],
+    },
+}
 
 
 def spell(text: str) -> str:

@@ -1,0 +1,211 @@
+"""A model in one hand: load it, call it, generate, stream, chat.
+
+B rows of a batch, T tokens, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from tenth.api.options import Options, Settings
+from tenth.api.stream import Generation, Stream
+from tenth.engine.generate import Record, Step, cached_generate, check_room, naive_generate
+from tenth.engine.sampler import Sampler, Sampling
+from tenth.engine.sequence import CachedSequence
+from tenth.errors import RequestError, TemplateError
+from tenth.model.batch import Batch, Want
+from tenth.model.config import ModelConfig
+from tenth.model.decoder import Decoder
+from tenth.routing.record import Routing
+from tenth.train.default_model import default_model
+from tenth.weights.bundled import bundled_gguf
+from tenth.weights.checkpoint import open_checkpoint
+from tenth.weights.generation import GenerationDefaults
+from tenth.weights.hub import find
+from tenth.weights.load import Progress, load_decoder
+from tenth.weights.save import save_model
+from tenth.weights.template import ChatTemplate
+from tenth.weights.text_stream import TextStream
+from tenth.weights.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """A forward pass over B rows of T tokens; `routing` has the rows end to end."""
+
+    logits_BTV: Tensor
+    hidden_BTD: Tensor | None
+    routing: Routing | None
+
+
+class Model:
+    """A decoder with its tokenizer, chat template and defaults."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        generation: GenerationDefaults | None = None,
+        chat_template: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.generation = generation or GenerationDefaults()
+        self.notes = tuple(notes)
+        self.end_ids = self.generation.end_ids | tokenizer.end_ids
+        self.defaults = Settings(sampling=_sampling(self.generation))
+        source = chat_template or tokenizer.chat_template
+        self.template = ChatTemplate(source, variables=tokenizer.special_tokens) if source else None
+        self._forbidden = frozenset(tokenizer.unknown_ids(decoder.config.vocab_size))
+        self._idle: dict[Record, CachedSequence] = {}
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the network."""
+        return self.decoder.config
+
+    def __call__(
+        self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: Record = "choice"
+    ) -> ModelOutput:
+        """Run rows of equal length: logits of every position, and the routing record."""
+        tokens_BT = torch.as_tensor(tokens_BT)
+        if tokens_BT.dim() != 2 or tokens_BT.dtype not in (torch.int64, torch.int32):
+            raise RequestError(f"tokens must be whole numbers of shape (B, T), not {tuple(tokens_BT.shape)}")
+        batch = Batch.of(list(tokens_BT), device=self.decoder.device)
+        out = self.decoder(batch, want=Want(hidden=hidden, routing=routing))
+        assert out.logits_NV is not None
+        shape = (*tokens_BT.shape, -1)
+        states = None if out.hidden_TD is None else out.hidden_TD.view(shape)
+        return ModelOutput(out.logits_NV.view(shape), states, out.routing)
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
+        """Continue a text, token ids, or a chat (a list of messages)."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
+        """Answer a list of messages `{"role": ..., "content": ...}`."""
+        return self.generate(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """The same, piece by piece as it comes."""
+        settings = self.defaults.updated(options)
+        ids = self.encode(prompt, settings)
+        check_room(self.decoder, ids, settings.max_tokens)
+        text = TextStream(self.tokenizer, settings.stop)
+        sampler = Sampler(settings.sampling, ids, self.config.vocab_size, self._forbidden)
+        return Stream(self._steps(ids, sampler, settings), text, sampler, len(ids), self.end_ids)
+
+    def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Iterator[Step]:
+        limits: dict[str, Any] = {"max_tokens": settings.max_tokens, "end_ids": self.end_ids}
+        if not settings.cache:
+            yield from naive_generate(self.decoder, ids, sampler, record=settings.routing, **limits)
+            return
+        # the cached sequence of the last turn goes to one stream at a time; a second one begins its own
+        sequence = self._idle.pop(settings.routing, None) or CachedSequence(self.decoder, settings.routing)
+        try:
+            yield from cached_generate(sequence, self.decoder, ids, sampler, **limits)
+        finally:
+            self._idle[settings.routing] = sequence
+
+    def encode(self, prompt: Prompt, settings: Settings | None = None) -> list[int]:
+        """The token ids a prompt becomes: text as it is, a chat through the model's template."""
+        settings = settings or self.defaults
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, begin=True)
+        if prompt and isinstance(prompt[0], Mapping):
+            if self.template is None:
+                raise TemplateError("the model has no chat template; give one, or generate from a plain prompt")
+            messages = [message for message in prompt if isinstance(message, Mapping)]
+            return self.template.encode(
+                self.tokenizer, messages, tools=settings.tools, arguments=settings.template_arguments
+            )
+        if not all(type(token) is int for token in prompt):
+            raise RequestError("a prompt is a text, a list of token ids, or a list of messages")
+        return [token for token in prompt if isinstance(token, int)]
+
+    def save(self, folder: str | Path, *, model_type: str | None = None, progress: Progress | None = None) -> None:
+        """Write a Hugging Face folder; see `tenth.weights.save.save_model`."""
+        save_model(
+            self.decoder,
+            Path(folder),
+            tokenizer=self.tokenizer,
+            generation=replace(self.generation, end_ids=self.end_ids),
+            model_type=model_type,
+            progress=progress,
+        )
+
+
+def _sampling(generation: GenerationDefaults) -> Sampling:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    stated = {name: getattr(generation, name) for name in names}
+    return Sampling(**{name: value for name, value in stated.items() if value is not None})
+
+
+def resolve(name: str, report: Callable[[str], Progress] | None = None) -> Path:
+    """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source."""
+    if name == "default-dense":
+        return bundled_gguf()
+    return default_model(report or _silent) if name == "default" else find(name)
+
+
+def load(
+    model: str | Path = "default",
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    chat_template: str | None = None,
+    report: Callable[[str], Progress] | None = None,
+) -> Model:
+    """Load a model by path, hub name, `default` or `default-dense`.
+
+    `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
+    model's own (Jinja source). `report` is told what is being done and returns where its progress goes.
+    """
+    path = resolve(str(model), report)
+    with open_checkpoint(path) as checkpoint:
+        tokenizer = checkpoint.tokenizer()
+        generation = checkpoint.generation()
+        progress = report("loading weights") if report else None
+        decoder = load_decoder(checkpoint, dtype=_dtype(dtype), device=_device(device), progress=progress)
+        notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
+        notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
+    return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype is {dtype!r}, it must be auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _device(device: str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise RequestError(f"device is {device!r}, it must be cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
+        raise RequestError(f"device {device!r} is not available here; cpu is")
+    return chosen
+
+
+def _silent(_: str) -> Progress:
+    return lambda done, total: None

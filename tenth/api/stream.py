@@ -1,0 +1,110 @@
+"""A generation as it comes, and as a whole: text, tokens, routing, times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tenth.engine.generate import Step
+from tenth.engine.sampler import Sampler
+from tenth.routing.record import Routing
+from tenth.weights.text_stream import TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream: text that is safe to show, and the token behind it (its text may come with a later one)."""
+
+    text: str
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was generated, why it ended, and what it took (seconds).
+
+    `finish_reason` is `stop` (an end token, or the stop string in `stopped_by`), `length`, or `interrupted` where the
+    reader left. `routing` covers the prompt's tokens that were computed, then the generated ones but the last.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: Literal["stop", "length", "interrupted"]
+    stopped_by: str | None
+    routing: Routing | None
+    seed: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens behind the first, over the time they took (0 where there are none)."""
+        return (len(self.tokens) - 1) / self.decode_seconds if len(self.tokens) > 1 else 0.0
+
+
+class Stream:
+    """An iterator of `Chunk`s; `result` is the `Generation` so far, whole once the iteration has ended."""
+
+    def __init__(
+        self, steps: Iterator[Step], text: TextStream, sampler: Sampler, prompt_tokens: int, end_ids: frozenset[int]
+    ) -> None:
+        self._steps, self._text, self._end_ids = steps, text, end_ids
+        self._seed, self._prompt_tokens = sampler.seed, prompt_tokens
+        self._pieces: list[str] = []
+        self._tokens: list[int] = []
+        self._records: list[Routing] = []
+        self._reason: Literal["stop", "length", "interrupted"] = "interrupted"
+        self._started = self._first = self._last = time.perf_counter()
+        self._chunks = self._run()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self._chunks
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def _run(self) -> Iterator[Chunk]:
+        for step in self._steps:
+            self._note(step)
+            if step.token in self._end_ids:
+                self._reason = "stop"
+                break
+            text = self._text.push(step.token)
+            self._pieces.append(text)
+            if self._text.stopped is not None:
+                self._reason = "stop"
+                yield Chunk(text, step.token)
+                return
+            yield Chunk(text, step.token)
+        else:
+            self._reason = "length"
+        rest = self._text.finish()
+        self._pieces.append(rest)
+        if rest:
+            yield Chunk(rest)
+
+    def _note(self, step: Step) -> None:
+        self._last = time.perf_counter()
+        if not self._tokens:
+            self._first = self._last
+        self._tokens.append(step.token)
+        if step.routing is not None:
+            self._records.append(step.routing)
+
+    @property
+    def result(self) -> Generation:
+        """Everything so far."""
+        return Generation(
+            text="".join(self._pieces),
+            tokens=tuple(self._tokens),
+            prompt_tokens=self._prompt_tokens,
+            finish_reason=self._reason,
+            stopped_by=self._text.stopped,
+            routing=Routing.join(self._records) if self._records else None,
+            seed=self._seed,
+            prefill_seconds=self._first - self._started,
+            decode_seconds=self._last - self._first,
+        )
