@@ -6,7 +6,7 @@ B rows of a batch, T tokens, V vocabulary, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -144,7 +144,7 @@ class Model:
             self.decoder,
             Path(folder),
             tokenizer=self.tokenizer,
-            generation=replace(self.generation, end_ids=self.end_ids),
+            generation=self.generation.with_ends(self.end_ids),
             model_type=model_type,
             progress=progress,
         )
@@ -181,13 +181,14 @@ def load(
         tokenizer = checkpoint.tokenizer()
         generation = checkpoint.generation()
         progress = report("loading weights") if report else None
-        decoder = load_decoder(checkpoint, dtype=_dtype(dtype), device=_device(device), progress=progress)
+        decoder = load_decoder(checkpoint, dtype=chosen_dtype(dtype), device=_device(device), progress=progress)
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
     return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes)
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
+def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
+    """A torch type by its name; `auto` stays `auto`, RequestError for anything else."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -48,12 +49,12 @@ def upcycle_checkpoint(
     checkpoint: Checkpoint,
     options: UpcycleOptions,
     texts: list[str] | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | Literal["auto"],
     report: Callable[[str], Progress],
 ) -> Decoder:
     """Load a dense model and upcycle it; routers are fitted to `texts` (default: passages of Python's own library)."""
     tokenizer = checkpoint.tokenizer()
-    dense = load_decoder(checkpoint, dtype=dtype or "auto", progress=report("reading the dense model"))
+    dense = load_decoder(checkpoint, dtype=dtype, progress=report("reading the dense model"))
     passages = texts or list(islice(documents(options.seed), _CALIBRATION))
     return upcycle(
         dense, calibration_tokens(tokenizer, passages), options, report("fitting routers, splitting experts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class GenerationDefaults:
             min_p=_number(generation, "min_p", where),
             repetition_penalty=_number(generation, "repetition_penalty", where),
         )
+
+    def with_ends(self, end_ids: frozenset[int]) -> GenerationDefaults:
+        """The same with more ids that end a text."""
+        return replace(self, end_ids=self.end_ids | end_ids)
 
     def to_json(self) -> str:
         """The same as a `generation_config.json`."""

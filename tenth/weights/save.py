@@ -56,14 +56,19 @@ def _dtype_key(decoder: Decoder, raw: dict[str, Any]) -> dict[str, str]:
     return {"dtype": str(decoder.dtype).removeprefix("torch.")} if "architectures" in raw else {}
 
 
+def check_new_folder(folder: Path) -> None:
+    """WeightsError where `folder` exists and is not an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder}: exists and is not an empty folder; choose another name or remove it first")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name at the end, or vanishes if anything fails.
 
     WeightsError where `folder` exists and is not empty; MachineError where the disk refuses.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder}: exists and is not an empty folder; choose another name or remove it first")
+    check_new_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -91,6 +96,7 @@ def _write_tensors(decoder: Decoder, place: Path, progress: Progress | None) -> 
     for number, shard in enumerate(shards, 1):
         name = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({k: t.detach().cpu().contiguous() for k, t in shard.items()}, place / name, {"format": "pt"})
+        (place / name).chmod(0o644)  # the library writes for the owner alone
         weight_map |= dict.fromkeys(shard, name)
         done += sum(tensor.nbytes for tensor in shard.values())
         if progress is not None:

@@ -1,0 +1,64 @@
+"""The command `tenth`: a table of sub-commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from tenth import __version__
+from tenth.errors import TenthError
+
+# in the order of a first acquaintance; each is a module here with a function of the same name
+COMMANDS = ("chat", "run", "show", "list", "pull", "rm", "upcycle", "export")
+
+
+class _Group(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"tenth.commands.{cmd_name}_command")
+        app = typer.Typer(add_completion=False)
+        app.command(name=cmd_name)(module.command)
+        return typer.main.get_command(app)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (TenthError, MemoryError) as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            line = str(error) if isinstance(error, TenthError) else "this machine has not enough memory for that"
+            print(f"tenth: {line}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tenth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Run, serve, compress, train and watch sparse mixture-of-experts language models."""
+
+
+def main() -> None:
+    """Entry point of the command line: errors are one line and exit code 2, an interrupt is 130."""
+    app()

@@ -1,0 +1,66 @@
+"""An answer in the terminal: text as it comes, then speed and experts; or all of it as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from rich.console import Console
+
+from tenth.api import Generation, Stream
+from tenth.observe.experts import expert_table, summarise
+
+# what a terminal would obey rather than show: a model's text must not move the cursor or set the title
+_CONTROLS = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def print_stream(stream: Stream) -> Generation:
+    """Write the text to standard output as it comes; Ctrl-C ends it early and keeps what there is."""
+    tty = sys.stdout.isatty()
+    try:
+        for chunk in stream:
+            sys.stdout.write(chunk.text.translate(_CONTROLS) if tty else chunk.text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" [stopped]")
+    sys.stdout.write("\n")
+    return stream.result
+
+
+def print_speed(result: Generation) -> None:
+    """One line on standard error."""
+    parts = [
+        f"{len(result.tokens)} tokens",
+        f"{result.tokens_per_second:.1f} tok/s",
+        f"first after {result.prefill_seconds:.2f} s (prompt of {result.prompt_tokens})",
+        {"length": "stopped at --max-tokens"}.get(result.finish_reason, ""),
+    ]
+    Console(stderr=True, highlight=False).print(" · ".join(part for part in parts if part), style="dim")
+
+
+def print_experts(result: Generation) -> None:
+    """The expert table on standard output, or a line where no expert worked."""
+    if result.routing is None or not result.routing.layers:
+        print("no expert worked: the model is dense")
+        return
+    Console(highlight=False).print(expert_table(result.routing))
+
+
+def as_json(result: Generation) -> str:
+    """The generation as one JSON object."""
+    experts = [asdict(layer) for layer in summarise(result.routing)] if result.routing is not None else []
+    return json.dumps(
+        {
+            "text": result.text,
+            "prompt_tokens": result.prompt_tokens,
+            "tokens": len(result.tokens),
+            "finish_reason": result.finish_reason,
+            "stopped_by": result.stopped_by,
+            "seed": result.seed,
+            "first_token_s": round(result.prefill_seconds, 4),
+            "tok_s": round(result.tokens_per_second, 2),
+            "experts": experts,
+        },
+        ensure_ascii=False,
+    )

@@ -1,0 +1,23 @@
+"""Text that the user names on the command line: a file, or standard input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tenth.errors import RequestError
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt itself, or with `-` all of standard input."""
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file; RequestError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: is not UTF-8 text (byte {error.start})") from None

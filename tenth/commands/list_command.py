@@ -1,0 +1,39 @@
+"""`tenth list`: the models that are here."""
+
+from __future__ import annotations
+
+from tenth.commands import options as o
+
+
+def command(json: o.Json = False) -> None:
+    """List the models in the Hugging Face cache, and the bundled ones."""
+    import json as json_module
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenth.errors import ModelNotFoundError
+    from tenth.weights.bundled import bundled_gguf
+    from tenth.weights.hub import CachedModel, list_cached
+
+    models = list_cached()
+    try:
+        source = bundled_gguf()
+    except ModelNotFoundError:
+        bundled = []
+    else:
+        size, used = source.stat().st_size, source.stat().st_mtime
+        bundled = [CachedModel(name, size, used, source) for name in ("default", "default-dense")]
+    rows = [*bundled, *models]
+    if json:
+        print(json_module.dumps([{"name": m.name, "bytes": m.nbytes, "path": str(m.path)} for m in rows]))
+        return
+    if not rows:
+        print("no models yet: `tenth pull owner/name` fetches one")
+        return
+    table = Table("model", "GB", "last used", "where", box=None, header_style="bold")
+    for model in rows:
+        day = time.strftime("%Y-%m-%d", time.localtime(model.last_used))
+        table.add_row(model.name, f"{model.nbytes / 1e9:.2f}", day, str(model.path))
+    Console(highlight=False, soft_wrap=True).print(table)

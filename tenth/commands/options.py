@@ -1,0 +1,65 @@
+"""Options that several commands share, and the settings they become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_SAMPLING = "Sampling"
+_MODEL = "Model"
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A path, a hub name (owner/name, owner/name:Q4_K_M), or `default`.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", "-t", help="0 takes the likeliest token.", rich_help_panel=_SAMPLING),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest; 0 all.", rich_help_panel=_SAMPLING)]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Keep the likeliest that make up this share.", rich_help_panel=_SAMPLING)
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", help="Drop what is less likely than this share of the best.", rich_help_panel=_SAMPLING),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="Above 1 weakens all tokens seen so far.", rich_help_panel=_SAMPLING),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option("--presence-penalty", help="Taken from generated tokens, once.", rich_help_panel=_SAMPLING),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option("--frequency-penalty", help="Taken from generated tokens, each time.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="The same seed, the same text.", rich_help_panel=_SAMPLING, show_default=False),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", "-n", help="Stop after so many tokens.", rich_help_panel=_SAMPLING)
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Stop before this text (may be given several times).", rich_help_panel=_SAMPLING),
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto, bfloat16, float32, float16, float64.", rich_help_panel=_MODEL)
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
+Template = Annotated[
+    Path | None,
+    typer.Option("--chat-template", help="A Jinja file instead of the model's own template.", rich_help_panel=_MODEL),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+Experts = Annotated[bool, typer.Option("--experts", help="Print which experts worked, layer by layer.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were named on the command line; the rest is left to the model's defaults."""
+    return {name: value for name, value in options.items() if value not in (None, [])}

@@ -1,0 +1,60 @@
+"""`tenth run`: continue a text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tenth.commands import options as o
+
+
+def command(
+    model: o.ModelName,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue; - reads standard input.")],
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    seed: o.Seed = None,
+    max_tokens: o.MaxTokens = None,
+    stop: o.Stop = None,
+    experts: o.Experts = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    json: o.Json = False,
+) -> None:
+    """Continue a text, without a chat template."""
+    from tenth.api import load
+    from tenth.commands.answer import as_json, print_experts, print_speed, print_stream
+    from tenth.commands.files import read_prompt
+    from tenth.commands.progress import progress_bars
+
+    text = read_prompt(prompt)
+    with progress_bars(quiet=json) as report:
+        loaded = load(model, dtype=dtype, device=device, report=report)
+    chosen = o.given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+    stream = loaded.stream(text, routing="full", **chosen)
+    if json:
+        for _ in stream:
+            pass
+        print(as_json(stream.result))
+        return
+    result = print_stream(stream)
+    if experts:
+        print_experts(result)
+    print_speed(result)

@@ -1,0 +1,127 @@
+"""`tenth show`: what a model is, without loading it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tenth.commands import options as o
+
+if TYPE_CHECKING:
+    from tenth.model.config import ModelConfig
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model, a folder with a config.json, or a preset's name.")
+    ],
+    json: o.Json = False,
+) -> None:
+    """Print architecture, parameters, memory at 4, 8 and 16 bits, context and KV cost of a model or preset."""
+    import json as json_module
+
+    config, notes, backend = _config_of(model)
+    facts = describe(config)
+    if json:
+        print(json_module.dumps(facts | {"backend": backend, "notes": notes}))
+        return
+    _print(model, config, facts, notes)
+
+
+def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None]:
+    """The config, and what there is to say of the files behind it."""
+    from pathlib import Path
+
+    from tenth.api import resolve
+    from tenth.model.preset import preset, preset_names
+    from tenth.weights.checkpoint import open_checkpoint, read_config
+
+    path = Path(model).expanduser()
+    if not path.exists() and model in preset_names():
+        return preset(model), [f"preset {model}, no weights"], None
+    if (path / "config.json").exists() and not any(path.glob("*.safetensors")):
+        config, ignored = read_config(path)
+        return config, ["config.json only, no weights", *(f"config key {key!r} is ignored" for key in ignored)], None
+    with open_checkpoint(resolve(model)) as checkpoint:
+        kinds: dict[str, int] = {}
+        for info in checkpoint.source.tensors.values():
+            kinds[info.kind] = kinds.get(info.kind, 0) + info.nbytes
+        sizes = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(kinds.items(), key=lambda k: -k[1]))
+        notes = [f"{checkpoint.format} at {checkpoint.path}", f"{len(checkpoint.source.tensors)} tensors: {sizes}"]
+        notes += [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
+        notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
+        return checkpoint.config, notes, "reference"
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """All figures of a config, as plain data."""
+    count, moe = config.parameters, config.moe
+    parts = {
+        "embedding": count.embedding,
+        "head": count.head,
+        "attention": count.attention,
+        "mlp": count.mlp,
+        "router": count.router,
+        "norms": count.norms,
+    }
+    return {
+        "model_type": config.model_type,
+        "layers": config.num_layers,
+        "sparse_layers": len(config.sparse_layers),
+        "hidden_size": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "context": config.context_length,
+        "experts": moe.num_experts if moe else 0,
+        "experts_per_token": moe.top_k if moe else 0,
+        "expert_size": moe.intermediate_size if moe else 0,
+        "shared_expert_size": moe.shared_intermediate_size if moe else 0,
+        "parameters_total": count.total,
+        "parameters_active": count.active,
+        "parameters_by_part": parts,
+        "flops_per_token": config.flops_per_token(),
+        "kv_bytes_per_token": config.kv_bytes_per_token(),
+        "bytes_by_bits": {str(bits): count.total * bits // 8 for bits in (4, 8, 16)},
+    }
+
+
+def _print(model: str, config: ModelConfig, facts: dict[str, Any], notes: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{model}[/bold]  {config.model_type}")
+    sparse = f", {facts['sparse_layers']} of them sparse" if config.moe else ""
+    console.print(
+        f"  layers       {config.num_layers}{sparse}, width {config.hidden_size}, vocabulary {config.vocab_size:,}"
+    )
+    norm = ", q/k norm" if config.qk_norm else ""
+    console.print(
+        f"  attention    {config.num_heads} query / {config.num_kv_heads} key-value heads of {config.head_dim}{norm}"
+    )
+    if config.moe is not None:
+        shared = f", one shared of {config.moe.shared_intermediate_size}" if config.moe.shared_intermediate_size else ""
+        moe = config.moe
+        console.print(f"  experts      {moe.num_experts} of width {moe.intermediate_size}, {moe.top_k} a token{shared}")
+    rope = config.rope.kind if config.rope.kind == "default" else f"{config.rope.kind} x{config.rope.factor:g}"
+    console.print(f"  context      {config.context_length:,} tokens (RoPE base {config.rope.theta:g}, {rope})")
+    kv = config.kv_bytes_per_token()
+    full = kv * config.context_length / 1e9
+    console.print(f"  KV cache     {kv / 1024:.1f} KiB a token in bf16, {full:.2f} GB for the whole context")
+    console.print(f"  work         {facts['flops_per_token'] / 1e9:.2f} GFLOP a token")
+    table = Table("part", "parameters", "4 bits", "8 bits", "16 bits", box=None, header_style="bold", padding=(0, 2))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = [
+        *facts["parameters_by_part"].items(),
+        ("total", facts["parameters_total"]),
+        ("active", facts["parameters_active"]),
+    ]
+    for name, count in rows:
+        table.add_row(name, f"{count:,}", *(f"{count * bits / 8e9:.2f} GB" for bits in (4, 8, 16)))
+    console.print(table)
+    for note in notes:
+        console.print(f"[dim]{note}[/dim]")

@@ -1,0 +1,1 @@
+"""For people: what the experts did, in numbers and pictures."""

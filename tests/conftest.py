@@ -1,0 +1,20 @@
+"""Shared by all tests: one thread for each worker, no network, the real small model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenth.weights.bundled import bundled_gguf
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a GGUF of Q4_1 and Q8_0."""
+    return bundled_gguf()
