@@ -206,7 +206,9 @@ def _read_yarn(scaling: JsonReader, theta: float, context: int) -> RopeConfig:
     return RopeConfig(
         theta=theta,
         kind="yarn",
-        factor=scaling.number("factor", context / original),
+        factor=scaling.number(
+            "factor", context / original if scaling.has("original_max_position_embeddings") else None
+        ),
         original_context=original,
         attention_factor=scaling.number("attention_factor") if stated else None,
         beta_fast=scaling.number("beta_fast", 32.0) or 32.0,

@@ -78,7 +78,11 @@ def _rope_scaling(rope: RopeConfig) -> dict[str, Any] | None:
             keys = ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
             stated = {key: getattr(rope, key) for key in keys}
             original = {"rope_type": "yarn", "original_max_position_embeddings": rope.original_context}
-            return original | {key: value for key, value in stated.items() if value not in (None, 0.0)}
+            return original | {
+                key: value
+                for key, value in stated.items()
+                if value is not None and not (value == 0 and "mscale" in key)
+            }
     return None
 
 
