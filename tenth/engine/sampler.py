@@ -5,7 +5,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -43,19 +42,28 @@ class Sampling:
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
         _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        for name, value, most in (("top_k", self.top_k, 1 << 31), ("seed", self.seed or 0, _SEEDS - 1)):
-            if type(value) is not int or not 0 <= value <= most:
-                raise RequestError(f"{name} is {value!r}, it must be a whole number from 0 to {most}")
+        _whole("top_k", self.top_k, 1 << 31)
+        if self.seed is not None:
+            _whole("seed", self.seed, _SEEDS - 1)
 
 
 def _within(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (above and value == low):
-        raise RequestError(f"{name} is {value!r}, it must lie {'above' if above else 'between'} {low:g} and {high:g}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (above and value == low):  # NaN is not within anything
+        bounds = f"above {low:g}, up to {high:g}" if above else f"between {low:g} and {high:g}"
+        raise RequestError(f"{name} is {value!r:.40}, it must lie {bounds}")
+
+
+def _whole(name: str, value: int, most: int) -> None:
+    if type(value) is not int or not 0 <= value <= most:
+        raise RequestError(f"{name} is {value!r:.40}, it must be a whole number from 0 to {most}")
 
 
 class Sampler:
-    """The state of one request: what it has seen, and its stream of random numbers."""
+    """The state of one request: what it has seen, and its stream of random numbers.
+
+    RequestError for a prompt with ids outside the vocabulary. Ids in `forbidden` are never drawn.
+    """
 
     def __init__(
         self, options: Sampling, prompt: Sequence[int], vocab_size: int, forbidden: Collection[int] = ()
@@ -63,18 +71,23 @@ class Sampler:
         self.options = options
         self.seed = secrets.randbelow(_SEEDS) if options.seed is None else options.seed
         self._generator = torch.Generator().manual_seed(self.seed)
+        for bad in (min(prompt, default=0), max(prompt, default=0)):
+            if not 0 <= bad < vocab_size:
+                raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
         self._prompt_V = torch.zeros(vocab_size, dtype=torch.bool)
         self._prompt_V[torch.tensor(list(prompt), dtype=torch.int64)] = True
         self._counts_V = torch.zeros(vocab_size)
         self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.int64)
 
     def draw(self, logits_V: Tensor) -> int:
-        """Choose the next token and remember it; RequestError where the logits are not numbers."""
+        """Choose the next token and remember it; RequestError where the logits are NaN, or leave no token to draw."""
         logits_V = logits_V.detach().to("cpu", torch.float32, copy=True)
         if torch.isnan(logits_V).any():
             raise RequestError("the model's logits are not numbers (NaN): its weights or its precision are at fault")
         logits_V[self._forbidden] = -torch.inf
         self._penalise(logits_V)
+        if not (logits_V > -torch.inf).any():
+            raise RequestError("the model's logits leave no token to draw: all are minus infinity")
         token = int(logits_V.argmax()) if self.options.temperature == 0 else self._random(logits_V)
         self._counts_V[token] += 1
         return token
@@ -90,10 +103,18 @@ class Sampler:
             logits_V -= options.presence_penalty * (self._counts_V > 0) + options.frequency_penalty * self._counts_V
 
     def _random(self, logits_V: Tensor) -> int:
-        p, ids = kept(logits_V / self.options.temperature, self.options)
+        p, ids = kept(_heated(logits_V, self.options.temperature), self.options)
         u = torch.rand((), generator=self._generator, dtype=torch.float64)
         place = int(torch.searchsorted(p.cumsum(0), u * p.sum(), right=True))
         return int(ids[min(place, len(ids) - 1)])
+
+
+def _heated(logits_V: Tensor, temperature: float) -> Tensor:
+    """Logits over temperature, the highest at 0: neither infinity nor the smallest temperature makes NaN of them."""
+    highest = logits_V.max()
+    if highest == torch.inf:
+        return torch.where(logits_V == torch.inf, 0.0, -torch.inf)
+    return (logits_V - highest).double() / temperature
 
 
 def kept(logits_V: Tensor, options: Sampling) -> tuple[Tensor, Tensor]:
