@@ -5,10 +5,10 @@ B rows of a batch, T tokens, V vocabulary, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from tenth.api.stream import Generation, Stream
 from tenth.engine.generate import Record, Step, cached_generate, check_room, naive_generate
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
-from tenth.errors import RequestError, TemplateError
+from tenth.errors import ConfigError, RequestError, TemplateError
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
@@ -37,6 +37,9 @@ from tenth.weights.tokenizer import Tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 Message = Mapping[str, Any]
+_PROMPT = "a prompt is a text, a list of token ids, or a list of messages"
+_CHAT = 'a chat is a list of messages {"role": ..., "content": ...}'
+
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
@@ -80,9 +83,9 @@ class Model:
         self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: Record = "choice"
     ) -> ModelOutput:
         """Run rows of equal length: logits of every position, and the routing record."""
-        tokens_BT = torch.as_tensor(tokens_BT)
-        if tokens_BT.dim() != 2 or tokens_BT.dtype not in (torch.int64, torch.int32):
-            raise RequestError(f"tokens must be whole numbers of shape (B, T), not {tuple(tokens_BT.shape)}")
+        if routing not in get_args(Record):
+            raise RequestError(f"routing is {routing!r:.40}, it must be one of {', '.join(get_args(Record))}")
+        tokens_BT = _rows(tokens_BT)
         batch = Batch.of(list(tokens_BT), device=self.decoder.device)
         out = self.decoder(batch, want=Want(hidden=hidden, routing=routing))
         assert out.logits_NV is not None
@@ -99,6 +102,8 @@ class Model:
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
         """Answer a list of messages `{"role": ..., "content": ...}`."""
+        if not all(isinstance(message, Mapping) for message in _items(messages, _CHAT)):
+            raise RequestError(_CHAT)
         return self.generate(messages, **options)
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
@@ -110,7 +115,7 @@ class Model:
         sampler = Sampler(settings.sampling, ids, self.config.vocab_size, self._forbidden)
         return Stream(self._steps(ids, sampler, settings), text, sampler, len(ids), self.end_ids)
 
-    def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Iterator[Step]:
+    def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Generator[Step]:
         limits: dict[str, Any] = {"max_tokens": settings.max_tokens, "end_ids": self.end_ids}
         if not settings.cache:
             yield from naive_generate(self.decoder, ids, sampler, record=settings.routing, **limits)
@@ -127,16 +132,18 @@ class Model:
         settings = settings or self.defaults
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, begin=True)
-        if prompt and isinstance(prompt[0], Mapping):
+        items = _items(prompt, _PROMPT)
+        messages = [item for item in items if isinstance(item, Mapping)]
+        if messages and len(messages) == len(items):
             if self.template is None:
                 raise TemplateError("the model has no chat template; give one, or generate from a plain prompt")
-            messages = [message for message in prompt if isinstance(message, Mapping)]
             return self.template.encode(
                 self.tokenizer, messages, tools=settings.tools, arguments=settings.template_arguments
             )
-        if not all(type(token) is int for token in prompt):
-            raise RequestError("a prompt is a text, a list of token ids, or a list of messages")
-        return [token for token in prompt if isinstance(token, int)]
+        ids = [item for item in items if type(item) is int]  # not isinstance: True is no token
+        if len(ids) < len(items):
+            raise RequestError(_PROMPT)
+        return ids
 
     def save(self, folder: str | Path, *, model_type: str | None = None, progress: Progress | None = None) -> None:
         """Write a Hugging Face folder; see `tenth.weights.save.save_model`."""
@@ -153,7 +160,28 @@ class Model:
 def _sampling(generation: GenerationDefaults) -> Sampling:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     stated = {name: getattr(generation, name) for name in names}
-    return Sampling(**{name: value for name, value in stated.items() if value is not None})
+    try:
+        return Sampling(**{name: value for name, value in stated.items() if value is not None})
+    except RequestError as error:
+        raise ConfigError(f"the model's own generation defaults: {error}") from None
+
+
+def _rows(tokens_BT: object) -> Tensor:
+    try:
+        rows_BT = torch.as_tensor(tokens_BT)
+    except (TypeError, ValueError, RuntimeError):  # rows of unequal length, or not numbers
+        raise RequestError("tokens must be whole numbers in B rows of equal length T") from None
+    if rows_BT.dim() != 2 or rows_BT.dtype not in (torch.int64, torch.int32):
+        given = f"{str(rows_BT.dtype).removeprefix('torch.')} of shape {tuple(rows_BT.shape)}"
+        raise RequestError(f"tokens must be whole numbers of shape (B, T), not {given}")
+    return rows_BT
+
+
+def _items(value: object, right: str) -> list[object]:
+    """What a list (or the like) holds; RequestError with what would be right for anything else, bytes included."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        raise RequestError(right)
+    return list(value)
 
 
 def resolve(name: str, report: Callable[[str], Progress] | None = None) -> Path:
@@ -176,12 +204,13 @@ def load(
     `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
     model's own (Jinja source). `report` is told what is being done and returns where its progress goes.
     """
+    chosen, place = chosen_dtype(dtype), _device(device)
     path = resolve(str(model), report)
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer()
         generation = checkpoint.generation()
         progress = report("loading weights") if report else None
-        decoder = load_decoder(checkpoint, dtype=chosen_dtype(dtype), device=_device(device), progress=progress)
+        decoder = load_decoder(checkpoint, dtype=chosen, device=place, progress=progress)
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
     return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes)
@@ -203,7 +232,8 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise RequestError(f"device is {device!r}, it must be cpu, cuda or cuda:N") from None
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
+    devices = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    if (chosen.index or 0) >= devices.get(chosen.type, 0):
         raise RequestError(f"device {device!r} is not available here; cpu is")
     return chosen
 

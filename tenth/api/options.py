@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from tenth.engine.generate import Record
 from tenth.engine.sampler import Sampling
@@ -42,14 +42,23 @@ class Settings:
     routing: Record = "choice"
     cache: bool = True
 
+    def __post_init__(self) -> None:
+        if type(self.max_tokens) is not int or self.max_tokens < 1:
+            raise RequestError(f"max_tokens is {self.max_tokens!r:.40}, it must be a whole number of at least 1")
+        if self.routing not in get_args(Record):
+            raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(Record))}")
+        if type(self.cache) is not bool:
+            raise RequestError(f"cache is {self.cache!r:.40}, it must be True or False")
+
     def updated(self, options: Options) -> Settings:
         """These settings with some replaced; RequestError for an option that does not exist."""
         given: dict[str, Any] = dict(options)
         sampling = {name: given.pop(name) for name in Sampling.__slots__ if name in given}
-        if isinstance(given.get("stop"), str):
-            given["stop"] = (given["stop"],)
         if "stop" in given:
-            given["stop"] = tuple(given["stop"])
+            stop = given["stop"]
+            if not isinstance(stop, str | list | tuple):
+                raise RequestError(f"stop is {stop!r:.40}, it must be a text or a list of texts")
+            given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
         for name in given:
             if name not in Settings.__slots__ or name == "sampling":
                 known = ", ".join(sorted({*Sampling.__slots__, *Settings.__slots__} - {"sampling"}))

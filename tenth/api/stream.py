@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,10 +46,13 @@ class Generation:
 
 
 class Stream:
-    """An iterator of `Chunk`s; `result` is the `Generation` so far, whole once the iteration has ended."""
+    """An iterator of `Chunk`s; `result` is the `Generation` so far, whole once the iteration has ended.
+
+    A reader who has enough just leaves, or calls `close`.
+    """
 
     def __init__(
-        self, steps: Iterator[Step], text: TextStream, sampler: Sampler, prompt_tokens: int, end_ids: frozenset[int]
+        self, steps: Generator[Step], text: TextStream, sampler: Sampler, prompt_tokens: int, end_ids: frozenset[int]
     ) -> None:
         self._steps, self._text, self._end_ids = steps, text, end_ids
         self._seed, self._prompt_tokens = sampler.seed, prompt_tokens
@@ -66,7 +69,17 @@ class Stream:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
-    def _run(self) -> Iterator[Chunk]:
+    def close(self) -> None:
+        """End the generation here; `result` keeps what there is."""
+        self._chunks.close()
+
+    def _run(self) -> Generator[Chunk]:
+        try:
+            yield from self._read()
+        finally:
+            self._steps.close()  # the cached sequence goes back to the model now, not when the stream is forgotten
+
+    def _read(self) -> Iterator[Chunk]:
         for step in self._steps:
             self._note(step)
             if step.token in self._end_ids:

@@ -31,13 +31,26 @@ class _Group(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except (TenthError, MemoryError) as error:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that left is noticed here, not while the interpreter shuts down
+            return result
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # typer ends quietly, with 1
+        except (TenthError, MemoryError, OSError) as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            line = str(error) if isinstance(error, TenthError) else "this machine has not enough memory for that"
-            print(f"tenth: {line}", file=sys.stderr)
+            print(f"tenth: {_one_line(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "this machine has not enough memory for that"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -60,5 +73,5 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the command line: errors are one line and exit code 2, an interrupt is 130."""
+    """Entry point: an error is one line and exit code 2, an interrupt is 130, a reader that left early 1."""
     app()

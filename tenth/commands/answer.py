@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
+import typer
 from rich.console import Console
 
 from tenth.api import Generation, Stream
@@ -45,6 +46,12 @@ def print_experts(result: Generation) -> None:
         print("no expert worked: the model is dense")
         return
     Console(highlight=False).print(expert_table(result.routing))
+
+
+def leave_if_interrupted(result: Generation) -> None:
+    """A command of one answer that Ctrl-C ended has the exit code that shells expect of it."""
+    if result.finish_reason == "interrupted":
+        raise typer.Exit(130)
 
 
 def as_json(result: Generation) -> str:

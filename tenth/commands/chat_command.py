@@ -44,8 +44,6 @@ def command(
         raise typer.BadParameter("needs a question: give it with --prompt", param_hint="--json")
     question = None if prompt is None else read_prompt(prompt)
     source = None if chat_template is None else read_text(chat_template)
-    with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, chat_template=source, report=report)
     chosen = o.given(
         temperature=temperature,
         top_k=top_k,
@@ -59,6 +57,8 @@ def command(
         stop=stop,
         template_arguments=None if think is None else {"enable_thinking": think},
     )
+    with progress_bars(quiet=json) as report:
+        loaded = load(model, dtype=dtype, device=device, chat_template=source, report=report)
     session = ChatSession(loaded, system, chosen)
     if question is None:
         session.run()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tenth.api import Generation, Model
-from tenth.commands.answer import as_json, print_experts, print_speed, print_stream
+from tenth.commands.answer import as_json, leave_if_interrupted, print_experts, print_speed, print_stream
 from tenth.errors import TenthError
 
 _HELP = """\
@@ -41,6 +41,7 @@ class ChatSession:
         if experts:
             print_experts(result)
         print_speed(result)
+        leave_if_interrupted(result)
 
     def run(self) -> None:
         """Read and answer until the input ends."""
@@ -50,14 +51,14 @@ class ChatSession:
             if not line.strip():
                 continue
             if line.startswith("/"):
-                if line.strip() in ("/exit", "/quit"):
+                if line.split()[0] in ("/exit", "/quit"):
                     return
-                self._command(line.strip())
+                self._command(line)
             else:
                 self._turn(line)
 
     def _command(self, line: str) -> None:
-        match line:
+        match line.split()[0]:
             case "/help":
                 print(_HELP)
             case "/reset":
@@ -67,8 +68,8 @@ class ChatSession:
                 print_experts(self._last)
             case "/experts":
                 print("Nothing was answered yet.")
-            case _:
-                print(f"{line.split()[0]} is not a command; /help lists them")
+            case unknown:
+                print(f"{unknown} is not a command; /help lists them")
 
     def _turn(self, line: str) -> None:
         """One question and its answer; a request that cannot be served leaves the chat as it was."""
@@ -77,6 +78,9 @@ class ChatSession:
             result = print_stream(self._model.stream(asked, routing="full", **self._options))
         except TenthError as error:
             print(f"tenth: {error}", file=sys.stderr)
+            return
+        except KeyboardInterrupt:  # before the first word
+            print("[stopped]")
             return
         self._messages = [*asked, {"role": "assistant", "content": result.text}]
         self._last = result

@@ -11,6 +11,7 @@ def command(json: o.Json = False) -> None:
     import time
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tenth.errors import ModelNotFoundError
@@ -35,5 +36,5 @@ def command(json: o.Json = False) -> None:
     table = Table("model", "GB", "last used", "where", box=None, header_style="bold")
     for model in rows:
         day = time.strftime("%Y-%m-%d", time.localtime(model.last_used))
-        table.add_row(model.name, f"{model.nbytes / 1e9:.2f}", day, str(model.path))
+        table.add_row(model.name, f"{model.nbytes / 1e9:.2f}", day, escape(str(model.path)))
     Console(highlight=False, soft_wrap=True).print(table)

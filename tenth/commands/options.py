@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -61,5 +61,12 @@ Experts = Annotated[bool, typer.Option("--experts", help="Print which experts wo
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were named on the command line; the rest is left to the model's defaults."""
-    return {name: value for name, value in options.items() if value not in (None, [])}
+    """The options that were named on the command line; the rest is left to the model's defaults.
+
+    RequestError for a value that no model could take, before a model is loaded.
+    """
+    from tenth.api.options import Options, Settings
+
+    named = {name: value for name, value in options.items() if value not in (None, [])}
+    Settings().updated(cast(Options, named))
+    return named

@@ -29,13 +29,11 @@ def command(
 ) -> None:
     """Continue a text, without a chat template."""
     from tenth.api import load
-    from tenth.commands.answer import as_json, print_experts, print_speed, print_stream
+    from tenth.commands.answer import as_json, leave_if_interrupted, print_experts, print_speed, print_stream
     from tenth.commands.files import read_prompt
     from tenth.commands.progress import progress_bars
 
     text = read_prompt(prompt)
-    with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, report=report)
     chosen = o.given(
         temperature=temperature,
         top_k=top_k,
@@ -48,6 +46,8 @@ def command(
         max_tokens=max_tokens,
         stop=stop,
     )
+    with progress_bars(quiet=json) as report:
+        loaded = load(model, dtype=dtype, device=device, report=report)
     stream = loaded.stream(text, routing="full", **chosen)
     if json:
         for _ in stream:
@@ -58,3 +58,4 @@ def command(
     if experts:
         print_experts(result)
     print_speed(result)
+    leave_if_interrupted(result)

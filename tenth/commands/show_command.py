@@ -31,16 +31,15 @@ def command(
 
 def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None]:
     """The config, and what there is to say of the files behind it."""
-    from pathlib import Path
-
     from tenth.api import resolve
     from tenth.model.preset import preset, preset_names
     from tenth.weights.checkpoint import open_checkpoint, read_config
+    from tenth.weights.hub import existing
 
-    path = Path(model).expanduser()
-    if not path.exists() and model in preset_names():
+    path = existing(model)
+    if path is None and model in preset_names():
         return preset(model), [f"preset {model}, no weights"], None
-    if (path / "config.json").exists() and not any(path.glob("*.safetensors")):
+    if path is not None and (path / "config.json").exists() and not any(path.glob("*.safetensors")):
         config, ignored = read_config(path)
         return config, ["config.json only, no weights", *(f"config key {key!r} is ignored" for key in ignored)], None
     with open_checkpoint(resolve(model)) as checkpoint:
@@ -90,10 +89,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 def _print(model: str, config: ModelConfig, facts: dict[str, Any], notes: list[str]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{model}[/bold]  {config.model_type}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(model)}[/bold]  {config.model_type}")
     sparse = f", {facts['sparse_layers']} of them sparse" if config.moe else ""
     console.print(
         f"  layers       {config.num_layers}{sparse}, width {config.hidden_size}, vocabulary {config.vocab_size:,}"
@@ -124,4 +124,4 @@ def _print(model: str, config: ModelConfig, facts: dict[str, Any], notes: list[s
         table.add_row(name, f"{count:,}", *(f"{count * bits / 8e9:.2f} GB" for bits in (4, 8, 16)))
     console.print(table)
     for note in notes:
-        console.print(f"[dim]{note}[/dim]")
+        console.print(f"[dim]{escape(note)}[/dim]")

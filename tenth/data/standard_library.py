@@ -10,6 +10,8 @@ from pathlib import Path
 
 def documents(seed: int, characters: int = 2000) -> Iterator[str]:
     """Passages of about `characters`, prose and code by turns, drawn without end and equal for equal seeds."""
+    if characters < 1:
+        raise ValueError(f"characters is {characters}, it must be at least 1")
     order = random.Random(seed)
     sources = [_prose(), _code()]
     turn = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -59,6 +60,7 @@ def expert_table(routing: Routing) -> Table:
         box=None,
         header_style="bold",
         padding=(0, 1, 0, 0),
+        pad_edge=False,  # with it the line would be 81 columns long
     )
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("busiest", no_wrap=True)
@@ -74,8 +76,16 @@ def expert_table(routing: Routing) -> Table:
 
 
 def load_bars(loads: tuple[float, ...], width: int = 32) -> str:
-    """One block character for each expert (or each group of neighbours, where there are more than `width`)."""
+    """One block character for each expert (or each group of neighbours, where there are more than `width`).
+
+    Heights are shares of the highest; only an expert without work has none.
+    """
     size = -(-len(loads) // width)
     groups = [sum(loads[at : at + size]) for at in range(0, len(loads), size)]
     top = max(groups) or 1.0
-    return "".join(_BLOCKS[-(-round(group / top * 1000) * 8 // 1000)] for group in groups)
+    return "".join(_BLOCKS[_eighths(group / top)] for group in groups)
+
+
+def _eighths(share: float) -> int:
+    """Rounded up, but for the error of a sum."""
+    return max(math.ceil(share * 8 - 1e-6), 1) if share > 0 else 0

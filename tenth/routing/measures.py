@@ -30,14 +30,17 @@ def max_violation(counts_E: Tensor) -> float:
 def load_entropy(counts_E: Tensor) -> float:
     """Entropy of the experts' shares of the work over log E: 1 is perfect balance, 0 one expert for all."""
     share = counts_E.double() / max(int(counts_E.sum()), 1)
-    return _entropy(share, len(counts_E))
+    return _over_log(torch.special.entr(share).sum(), len(counts_E))
 
 
 def router_entropy(logits_TE: Tensor) -> float:
-    """Mean over tokens of the entropy of softmax(logits) over log E: 0 is a certain router, 1 an undecided one."""
-    log_p = torch.log_softmax(logits_TE.double(), dim=-1)
-    entropy_T = -(log_p.exp() * log_p).sum(-1)
-    return float(entropy_T.mean()) / math.log(logits_TE.shape[-1]) if logits_TE.shape[-1] > 1 else 0.0
+    """Mean over tokens of the entropy of softmax(logits) over log E: 0 is a certain router, 1 an undecided one.
+
+    0 where there are no tokens, as in all measures here.
+    """
+    tokens, experts = logits_TE.shape
+    entropies = torch.special.entr(torch.softmax(logits_TE.double(), dim=-1))
+    return _over_log(entropies.sum() / max(tokens, 1), experts)
 
 
 def dead_experts(counts_E: Tensor) -> int:
@@ -45,6 +48,5 @@ def dead_experts(counts_E: Tensor) -> int:
     return int((counts_E == 0).sum())
 
 
-def _entropy(share_E: Tensor, experts: int) -> float:
-    used = share_E[share_E > 0]
-    return float(-(used * used.log()).sum()) / math.log(experts) if experts > 1 else 0.0
+def _over_log(entropy: Tensor, experts: int) -> float:
+    return float(entropy) / math.log(experts) if experts > 1 else 0.0

@@ -107,14 +107,16 @@ def upcycle(
     states = _mlp_inputs(dense, calibration)
     sparse = Decoder(config, dtype=dense.dtype, device="meta")
     _share(dense, sparse)
-    generator = torch.Generator().manual_seed(options.seed)
     groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
     for index, layer in enumerate(sparse.blocks()):
         source, target = dense.blocks()[index].mlp, layer.mlp
         assert isinstance(source, Mlp)
         assert isinstance(target, SparseMlp)
-        target.experts = _experts(source, moe, options.reinit, generator)
-        rows_RD = group_rows(states[index], groups, moe.top_k * groups // moe.num_experts, generator)
+        # one stream of random numbers for each purpose: redrawing neurons does not change the permutations
+        draws = [torch.Generator().manual_seed((options.seed * config.num_layers + index) * 3 + n) for n in range(3)]
+        target.experts = _experts(source, moe, draws[0])
+        _redraw(target.experts, round(options.reinit * moe.intermediate_size), draws[1])
+        rows_RD = group_rows(states[index], groups, moe.top_k * groups // moe.num_experts, draws[2])
         rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
         target.router.weight_ED = torch.nn.Parameter(rows_ED.to(dense.device, wide(dense.dtype)), requires_grad=False)
         if progress is not None:
@@ -149,7 +151,7 @@ def _share(dense: Decoder, sparse: Decoder) -> None:
         )
 
 
-def _experts(source: Mlp, moe: MoeConfig, reinit: float, generator: torch.Generator) -> DenseExpertTable:
+def _experts(source: Mlp, moe: MoeConfig, generator: torch.Generator) -> DenseExpertTable:
     gate_FD, up_FD, down_DF = (_values(part.weight) for part in (source.gate, source.up, source.down))
     width, f = len(gate_FD), moe.intermediate_size
     shards = width // f
@@ -161,8 +163,6 @@ def _experts(source: Mlp, moe: MoeConfig, reinit: float, generator: torch.Genera
             mine = order_F[shard * f : (shard + 1) * f]
             table.w13_E2FD[first + shard] = torch.cat((gate_FD[mine], up_FD[mine] * up_scale))
             table.w2_EDF[first + shard] = down_DF[:, mine] * down_scale
-    if reinit:
-        _redraw(table, round(reinit * f), generator)
     return table.requires_grad_(False)
 
 
@@ -177,7 +177,7 @@ def split_scale(shards: int) -> tuple[float, float]:
 def _redraw(table: DenseExpertTable, units: int, generator: torch.Generator) -> None:
     """Give `units` neurons of every expert new values, normal with the mean and deviation of the matrix they are in."""
     f = table.intermediate_size
-    for expert in range(table.num_experts):
+    for expert in range(table.num_experts if units else 0):
         picked = torch.randperm(f, generator=generator)[:units]
         gate_FD, up_FD = table.w13_E2FD[expert].chunk(2)
         for matrix in (gate_FD, up_FD, table.w2_EDF[expert].T):

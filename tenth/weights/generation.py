@@ -10,6 +10,8 @@ from typing import Any
 from tenth.errors import ConfigError
 from tenth.model.json_reader import read_json
 
+_LARGEST = 1 << 53  # beyond it JSON's numbers are no longer exact; NaN is not within
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
@@ -29,7 +31,7 @@ class GenerationDefaults:
         greedy = generation.get("do_sample") is False
         where = str(folder / "generation_config.json")
         return cls(
-            end_ids=_ids(config, where) | _ids(generation, where),
+            end_ids=_ids(config, str(folder / "config.json")) | _ids(generation, where),
             temperature=0.0 if greedy else _number(generation, "temperature", where),
             top_k=_integer(generation, "top_k", where),
             top_p=_number(generation, "top_p", where),
@@ -70,11 +72,14 @@ def _number(raw: dict[str, Any], key: str, where: str) -> float | None:
     value = raw.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not -_LARGEST <= value <= _LARGEST:
         raise ConfigError(f"{where}: {key} is {str(value)[:40]!r}, it must be a number")
     return float(value)
 
 
 def _integer(raw: dict[str, Any], key: str, where: str) -> int | None:
     value = _number(raw, key, where)
+    if value is not None and not value.is_integer():
+        raise ConfigError(f"{where}: {key} is {value}, it must be a whole number")
     return None if value is None else int(value)

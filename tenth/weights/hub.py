@@ -10,10 +10,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tenth.errors import MachineError, ModelNotFoundError
+from tenth.model.json_reader import read_json
+from tenth.weights.safetensors_file import INDEX_NAME, SINGLE_NAME
 
-# What a model is made of; pickles, other frameworks' files and pictures stay where they are.
-_PARTS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
-_NEVER = ("original/*", "*/*")
+# What a model is made of; pickles, other frameworks' files, folders and pictures stay where they are.
+_SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
+_WEIGHTS = ("*.safetensors",)
+_NEVER = ("*/*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,11 @@ class HubName:
         return cls(match[1], match[2], match[3])
 
     @property
-    def patterns(self) -> list[str]:
-        """The files to fetch."""
-        return list(_PARTS) if self.kind is None else [f"*{self.kind}*.gguf"]
+    def patterns(self) -> list[tuple[str, ...]]:
+        """The files to fetch, in steps: a folder that holds the last step's holds the others' too."""
+        if self.kind is None:
+            return [_SMALL, _WEIGHTS]
+        return [tuple(f"*{kind}*.gguf" for kind in (self.kind, self.kind.lower(), self.kind.upper()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,8 @@ def find(name: str) -> Path:
 
     ModelNotFoundError where there is nothing, or the cache has nothing and `HF_HUB_OFFLINE` is set.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = existing(name)
+    if path is not None:
         return path
     hub_name = HubName.parse(name)
     if hub_name is None or name.endswith((".gguf", ".safetensors")):
@@ -62,15 +67,25 @@ def find(name: str) -> Path:
     return cached(hub_name) or pull(hub_name)
 
 
+def existing(name: str) -> Path | None:
+    """The name as a path where there is something; ModelNotFoundError where that cannot be told."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not permitted, ~ of a stranger
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotFoundError(f"{name:.200}: cannot be looked up: {reason}") from None
+
+
 def cached(name: HubName) -> Path | None:
     """The snapshot in the cache, or its GGUF file; None where there is none that is whole."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            name.repo, revision=name.revision, local_files_only=True, cache_dir=constants.HF_HUB_CACHE
-        )
+        with _hub_errors(name.repo):
+            # no patterns: whether the folder is whole is judged here, for whoever filled it
+            folder = snapshot_download(name.repo, revision=name.revision, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
         return None
     return _usable(Path(folder), name)
@@ -79,23 +94,47 @@ def cached(name: HubName) -> Path | None:
 def pull(name: HubName) -> Path:
     """Download into the cache, with progress bars; a part that is there already is not fetched again."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with _hub_errors(name.repo):
-        folder = snapshot_download(
-            name.repo, revision=name.revision, allow_patterns=name.patterns, ignore_patterns=list(_NEVER)
-        )
-    found = _usable(Path(folder), name)
+    revision, folder = name.revision, Path()
+    try:
+        for patterns in name.patterns:
+            with _hub_errors(name.repo):
+                folder = Path(
+                    snapshot_download(
+                        name.repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_NEVER)
+                    )
+                )
+            revision = folder.name  # the commit: all steps see the same one
+    except LocalEntryNotFoundError:
+        raise ModelNotFoundError(
+            f"{name.repo}: not in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)"
+        ) from None
+    found = _usable(folder, name)
     if found is None:
-        wanted = f"a .gguf file of kind {name.kind}" if name.kind else "config.json with safetensors"
-        raise ModelNotFoundError(f"{name.repo}: the hub has no {wanted} there")
+        wanted = f".gguf file of kind {name.kind}" if name.kind else "config.json with safetensors"
+        hint = "" if name.kind else " (name a .gguf by its kind, as in owner/name:Q4_K_M)"
+        raise ModelNotFoundError(f"{name.repo}: the hub has no {wanted} there{hint}")
     return found
 
 
 def _usable(folder: Path, name: HubName) -> Path | None:
+    """What to load from a snapshot; None where a part of it is missing."""
     if name.kind is None:
-        return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
+        return folder if (folder / "config.json").exists() and _has_weights(folder) else None
     files = sorted(path for path in folder.glob("*.gguf") if fnmatch(path.name.lower(), f"*{name.kind.lower()}*"))
-    return files[0] if files else None
+    if not files or (part := re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", files[0].name)) is None:
+        return files[0] if files else None
+    names = (f"{part[1]}-{number:05d}-of-{part[2]}.gguf" for number in range(1, int(part[2]) + 1))
+    return files[0] if all((folder / name).exists() for name in names) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    index = folder / INDEX_NAME
+    if (folder / SINGLE_NAME).exists() or not index.exists():
+        return (folder / SINGLE_NAME).exists()
+    shards = read_json(index).get("weight_map")
+    return isinstance(shards, dict) and all((folder / str(shard)).exists() for shard in shards.values())
 
 
 @contextmanager
@@ -105,20 +144,25 @@ def _hub_errors(repo: str) -> Iterator[None]:
 
     try:
         yield
+    except errors.LocalEntryNotFoundError:
+        raise  # not the hub's: the caller knows whether that is an error
     except errors.GatedRepoError:
         raise ModelNotFoundError(f"{repo}: is gated; accept its terms on the hub and set HF_TOKEN") from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise ModelNotFoundError(
             f"{repo}: the hub knows no such model or revision (private ones need HF_TOKEN)"
         ) from None
-    except errors.LocalEntryNotFoundError:
-        raise ModelNotFoundError(
-            f"{repo}: not in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)"
-        ) from None
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise ModelNotFoundError(f"{repo}: the hub refused: {str(error).splitlines()[0][:200]}") from None
-    except OSError as error:
-        raise MachineError(f"{repo}: the download failed: {str(error)[:200]}") from None
+    except errors.HFValidationError as error:
+        raise ModelNotFoundError(f"{repo}: is not a hub name: {_first_line(error)}") from None
+    except errors.HfHubHTTPError as error:
+        raise ModelNotFoundError(f"{repo}: the hub refused: {_first_line(error)}") from None
+    except Exception as error:  # the client's HTTP library, and so the kind of its errors, differs by version
+        raise MachineError(f"{repo}: the download failed: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def list_cached() -> list[CachedModel]:

@@ -1,0 +1,162 @@
+"""The contract of the kernels: every implementation against sums written out in float64.
+
+T tokens, D model width, F expert width, E experts, K active, H query heads, G key-value heads, C head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenth.kernels import reference
+from tenth.kernels.contract import Kernels
+from tenth.kernels.weight import DenseExpertTable, DenseWeight
+
+IMPLEMENTATIONS: list[Kernels] = [reference]
+SEEDS = st.integers(0, 1 << 20)
+
+pytestmark = pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+
+
+def _drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@given(t=st.integers(1, 9), i=st.integers(1, 40), o=st.integers(1, 40), seed=SEEDS)
+@settings(deadline=None)
+def test_linear(kernels: Kernels, t: int, i: int, o: int, seed: int) -> None:
+    weight = DenseWeight(o, i, torch.float32, "cpu")
+    weight.values_OI.data = _drawn(o, i, seed=seed)
+    x, bias = _drawn(t, i, seed=seed + 1), _drawn(o, seed=seed + 2)
+    expected = x.double() @ weight.values_OI.double().T + bias.double()
+    scale = x.double().abs() @ weight.values_OI.double().abs().T + 1
+    assert ((kernels.linear(x, weight, bias) - expected).abs() / scale).max() < 1e-6
+
+
+@given(t=st.integers(1, 5), d=st.integers(1, 64), seed=SEEDS)
+@settings(deadline=None)
+def test_rms_norm(kernels: Kernels, t: int, d: int, seed: int) -> None:
+    x, weight = _drawn(t, d, seed=seed) * 50, _drawn(d, seed=seed + 1)
+    expected = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(t=st.integers(1, 5), h=st.integers(1, 3), half=st.integers(1, 16), seed=SEEDS)
+@settings(deadline=None)
+def test_rotate(kernels: Kernels, t: int, h: int, half: int, seed: int) -> None:
+    """Each pair (i, i + C/2) is a complex number that is multiplied by e^(i angle)."""
+    x, angle = _drawn(t, h, 2 * half, seed=seed), _drawn(t, half, seed=seed + 1)
+    z = (
+        torch.complex(x[..., :half].double(), x[..., half:].double())
+        * torch.polar(torch.ones(()).double(), angle.double())[:, None]
+    )
+    got = kernels.rotate(x, angle.cos(), angle.sin())
+    torch.testing.assert_close(got.double(), torch.cat((z.real, z.imag), -1), atol=1e-5, rtol=1e-5)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 7)), min_size=1, max_size=3),
+    groups=st.integers(1, 3),
+    repeat=st.integers(1, 3),
+    c=st.sampled_from([2, 8, 16]),
+    seed=SEEDS,
+)
+@settings(deadline=None)
+def test_attention(kernels: Kernels, sizes: list[tuple[int, int]], groups: int, repeat: int, c: int, seed: int) -> None:
+    """Documents of (new, earlier) tokens; query j of a document sees its earlier keys and its own up to j."""
+    bounds = [0]
+    for new, _ in sizes:
+        bounds.append(bounds[-1] + new)
+    q = _drawn(bounds[-1], groups * repeat, c, seed=seed)
+    keys = [_drawn(new + old, groups, c, seed=seed + 1 + s) for s, (new, old) in enumerate(sizes)]
+    values = [_drawn(new + old, groups, c, seed=seed + 9 + s) for s, (new, old) in enumerate(sizes)]
+    got = kernels.attention(q, keys, values, bounds)
+    for s, (new, old) in enumerate(sizes):
+        for j in range(new):
+            for head in range(groups * repeat):
+                k, v = (part[s][: old + j + 1, head // repeat].double() for part in (keys, values))
+                p = (k @ q[bounds[s] + j, head].double() / math.sqrt(c)).softmax(0)
+                torch.testing.assert_close(got[bounds[s] + j, head].double(), p @ v, atol=1e-5, rtol=1e-5)
+
+
+@given(t=st.integers(1, 8), e=st.integers(1, 17), data=st.data(), renormalise=st.booleans(), seed=SEEDS)
+@settings(deadline=None)
+def test_routing(kernels: Kernels, t: int, e: int, data: st.DataObject, renormalise: bool, seed: int) -> None:
+    k = data.draw(st.integers(1, e))
+    x, weight = _drawn(t, 24, seed=seed), _drawn(e, 24, seed=seed + 1)
+    logits = kernels.router_logits(x, weight)
+    torch.testing.assert_close(logits.double(), x.double() @ weight.double().T, atol=1e-5, rtol=1e-5)
+    experts = kernels.choose(logits, k)
+    gates = kernels.gates(logits, experts, renormalise)
+    p = logits.double().softmax(-1)
+    for row in range(t):
+        ranked = sorted(range(e), key=lambda expert: (-float(logits[row, expert]), expert))
+        assert experts[row].tolist() == ranked[:k]
+        chosen = p[row, experts[row]]
+        expected = chosen / chosen.sum() if renormalise else chosen
+        torch.testing.assert_close(gates[row].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_ties_go_to_the_lower_id(kernels: Kernels) -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0]])
+    assert kernels.choose(logits, 4).tolist() == [[1, 2, 4, 0]]
+
+
+def test_equal_rows_get_equal_bits(kernels: Kernels) -> None:
+    """Groups of experts with one row between them must tie exactly, for one token and for many."""
+    rows = _drawn(4, 571, seed=3)
+    weight = torch.cat([rows, rows, rows])[torch.randperm(12, generator=torch.Generator().manual_seed(1))]
+    for t in (1, 2, 7, 64):
+        logits = kernels.router_logits(_drawn(t, 571, seed=t), weight)
+        for i in range(12):
+            for j in range(12):
+                if torch.equal(weight[i], weight[j]):
+                    assert torch.equal(logits[:, i], logits[:, j])
+
+
+def test_gates_of_extreme_logits(kernels: Kernels) -> None:
+    logits = torch.tensor([[-3e38, 0.0, 3e38], [-200.0, -201.0, -500.0]])
+    gates = kernels.gates(logits, kernels.choose(logits, 2), True)
+    torch.testing.assert_close(gates, torch.tensor([[1.0, 0.0], [0.7310586, 0.2689414]]))
+
+
+@given(t=st.integers(1, 12), e=st.integers(1, 6), data=st.data(), seed=SEEDS)
+@settings(deadline=None)
+def test_expert_ffn(kernels: Kernels, t: int, e: int, data: st.DataObject, seed: int) -> None:
+    """Experts without tokens, all tokens to one expert, odd widths: whatever is drawn."""
+    k, d, f = data.draw(st.integers(1, e)), data.draw(st.integers(1, 33)), data.draw(st.integers(1, 21))
+    table = DenseExpertTable(e, d, f, torch.float32, "cpu").requires_grad_(False)
+    table.w13_E2FD.copy_(_drawn(e, 2 * f, d, seed=seed))
+    table.w2_EDF.copy_(_drawn(e, d, f, seed=seed + 1))
+    x = _drawn(t, d, seed=seed + 2)
+    experts = torch.stack(
+        [torch.randperm(e, generator=torch.Generator().manual_seed(seed + row))[:k] for row in range(t)]
+    )
+    gates = _drawn(t, k, seed=seed + 3)
+    got = kernels.expert_ffn(x, experts, gates, table)
+    for row in range(t):
+        expected, scale = torch.zeros(d).double(), 1.0
+        for expert, gate in zip(experts[row].tolist(), gates[row].double(), strict=True):
+            h = table.w13_E2FD[expert].double() @ x[row].double()
+            inner = h[:f] * torch.sigmoid(h[:f]) * h[f:]
+            expected += gate * (table.w2_EDF[expert].double() @ inner)
+            scale += float(abs(gate) * (table.w2_EDF[expert].double().abs() @ inner.abs()).max())
+        assert (got[row] - expected).abs().max() / scale < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_types_are_kept(kernels: Kernels, dtype: torch.dtype) -> None:
+    table = DenseExpertTable(3, 8, 4, dtype, "cpu").requires_grad_(False)
+    table.w13_E2FD.copy_(_drawn(3, 8, 8, seed=1))
+    table.w2_EDF.copy_(_drawn(3, 8, 4, seed=2))
+    x = _drawn(5, 8, seed=3, dtype=dtype)
+    logits = kernels.router_logits(x, _drawn(3, 8, seed=4))
+    experts = kernels.choose(logits, 2)
+    gates = kernels.gates(logits, experts, True)
+    assert logits.dtype == gates.dtype == reference.wide(dtype)
+    assert kernels.expert_ffn(x, experts, gates, table).dtype == dtype
+    assert kernels.rms_norm(x, torch.ones(8), 1e-6).dtype == dtype

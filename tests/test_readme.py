@@ -1,0 +1,66 @@
+"""README and docs tell the truth: the tree is drawn from docstrings, the examples run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PARTS = "errors routing kernels model weights quantize engine data train observe api serve apps commands".split()
+
+
+def tree() -> str:
+    """The folders of `tenth/` with the first half-line of their docstrings, in the order of the imports."""
+    lines = ["tenth/"]
+    for part in PARTS:
+        path = ROOT / "tenth" / part
+        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if source.exists():
+            summary = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n")[0].rstrip(".")
+            name = part + "/" if path.is_dir() else part + ".py"
+            lines.append(f"  {name:<11}{summary[0].lower() + summary[1:]}")
+    return "\n".join(lines)
+
+
+def test_the_tree_is_drawn_from_the_docstrings() -> None:
+    drawn = re.search(r"```\n(tenth/\n.*?)\n```", README, re.DOTALL)
+    assert drawn is not None
+    assert drawn[1] == tree(), f"README should show:\n{tree()}"
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/python.md"])
+def test_python_examples_run(file: str, tmp_path: Path) -> None:
+    """All blocks of a file, one after the other in one process, in an empty folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    assert blocks
+    code = "\n".join(blocks).replace('load("default")', 'load("default-dense")')
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+
+def test_commands_in_the_readme_exist() -> None:
+    from tenth.commands import COMMANDS
+
+    named = set(re.findall(r"^tenth ([a-z]+)", README, re.MULTILINE))
+    assert named
+    assert named <= set(COMMANDS)
+
+
+def test_lower_bounds_only() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for line in [*project["dependencies"], *extras]:
+        assert re.fullmatch(r"[\w-]+>=[\w.]+", line), line
+
+
+def test_files_a_project_has() -> None:
+    for name in ("LICENSE", "CHANGELOG.md", "docs/structure.md", "docs/log.md", "Makefile", ".ci/run"):
+        assert (ROOT / name).stat().st_size > 50
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
