@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tenth.errors import ConfigError
 
 RopeKind = Literal["default", "linear", "yarn", "llama3"]
+ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 
 
 def _mlp(width: int, inner: int, bias: bool) -> int:
@@ -42,8 +43,14 @@ class RopeConfig:
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive("rope theta", self.theta)
-        _positive("rope factor", self.factor)
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(f"rope kind {self.kind!r} is not supported (supported: {', '.join(ROPE_KINDS)})")
+        if not (1 < self.theta < math.inf):
+            raise ConfigError(f"rope theta is {self.theta}, it must be above 1")
+        for name in ("factor", "beta_fast", "beta_slow"):
+            _positive(f"rope {name}", getattr(self, name))
+        if self.attention_factor is not None:
+            _positive("rope attention_factor", self.attention_factor)
         if self.kind in ("yarn", "llama3"):
             _positive(f"rope original_context (needed by {self.kind})", self.original_context)
         if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:

@@ -5,8 +5,6 @@ T tokens, D model width.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from tenth.kernels.weight import DenseExpertTable
 from tenth.model.config import MoeConfig
 from tenth.model.linear import Linear, Mlp
 from tenth.model.router import Router
-from tenth.routing.record import LayerRouting
+from tenth.routing.record import LayerRouting, RecordKind
 
 
 class SparseMlp(nn.Module):
@@ -30,9 +28,7 @@ class SparseMlp(nn.Module):
         self.shared_gate = Linear(width, 1, False, on) if moe.shared_gate else None
         self._expert_ffn = on.kernels.expert_ffn
 
-    def forward(
-        self, x_TD: Tensor, record: Literal["none", "choice", "full"], replay: LayerRouting | None
-    ) -> tuple[Tensor, LayerRouting]:
+    def forward(self, x_TD: Tensor, record: RecordKind, replay: LayerRouting | None) -> tuple[Tensor, LayerRouting]:
         """T, D to T, D, and what the router decided."""
         routing = self.router(x_TD, record, replay)
         y_TD = self._expert_ffn(x_TD, routing.experts_TK, routing.gates_TK, self.experts)

@@ -48,14 +48,13 @@ def _off(value: object) -> bool:
 # Keys that change the mathematics in ways we do not have, and when they are neutral.
 _REFUSED: Mapping[str, Callable[[object], bool]] = {
     "hidden_act": lambda v: v in ("silu", "swish"),
-    "use_sliding_window": lambda v: not v,
-    "layer_types": lambda v: v is None or (isinstance(v, list) and set(v) <= {"full_attention"}),
-    "quantization_config": lambda v: not v,
+    "is_causal": lambda v: v in (None, True),
+    "layer_types": lambda v: v is None or (isinstance(v, list) and all(kind == "full_attention" for kind in v)),
+    "use_mrope": lambda v: not v,
     "partial_rotary_factor": _off,
     "rope_interleave": lambda v: not v,
     "rope_interleaved": lambda v: not v,
     "no_rope_layers": lambda v: not v,
-    "dual_chunk_attention_config": lambda v: not v,
     "attn_logit_softcapping": lambda v: v is None,
     "final_logit_softcapping": lambda v: v is None,
     "query_pre_attn_scalar": lambda v: v is None,
@@ -75,6 +74,11 @@ _REFUSED: Mapping[str, Callable[[object], bool]] = {
     "norm_after": lambda v: not v,
     "mrope_section": lambda v: not v,
 }
+
+_ROPE_KEYS = frozenset(
+    "rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor "
+    "beta_fast beta_slow mscale mscale_all_dim truncate low_freq_factor high_freq_factor".split()
+)
 
 
 def config_from_huggingface(raw: Mapping[str, Any], where: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -96,15 +100,27 @@ def config_from_huggingface(raw: Mapping[str, Any], where: str) -> tuple[ModelCo
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from None
-    ignored = set(raw) - reader.seen - _HARMLESS - set(_REFUSED)
+    judged = {"use_sliding_window", "quantization_config", *_REFUSED}
+    ignored = set(raw) - reader.seen - _HARMLESS - judged
     return config, tuple(sorted(ignored))
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key, neutral in _REFUSED.items():
         if key in raw and not neutral(raw[key]):
-            method = raw[key].get("quant_method", "") if isinstance(raw[key], dict) else raw[key]
-            raise ConfigError(f"{key} = {str(method)[:80]!r} changes the mathematics in a way that is not supported")
+            raise ConfigError(f"{key} = {str(raw[key])[:80]!r} changes the mathematics in a way that is not supported")
+    if raw.get("use_sliding_window") and "layer_types" not in raw and not _without_windows(raw):
+        raise ConfigError("use_sliding_window = True is not supported (only full attention)")
+    quantised = raw.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ConfigError(f"the weights are quantised as {str(method)[:40]!r}, which is not readable yet")
+
+
+def _without_windows(raw: Mapping[str, Any]) -> bool:
+    """Windows begin at the layer `max_window_layers`, so a model can ask for them and have none."""
+    first, layers = raw.get("max_window_layers"), raw.get("num_hidden_layers")
+    return isinstance(first, int) and isinstance(layers, int) and first >= layers
 
 
 def _read_family(reader: JsonReader, model_type: str, family: Family) -> ModelConfig:
@@ -123,7 +139,7 @@ def _read_family(reader: JsonReader, model_type: str, family: Family) -> ModelCo
         num_heads=heads,
         num_kv_heads=reader.integer("num_key_value_heads", heads),
         head_dim=reader.integer("head_dim", hidden // max(heads, 1)),
-        context_length=reader.integer("max_position_embeddings"),
+        context_length=_read_context(reader),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope=_read_rope(reader),
         tie_word_embeddings=reader.flag("tie_word_embeddings"),
@@ -134,6 +150,15 @@ def _read_family(reader: JsonReader, model_type: str, family: Family) -> ModelCo
         moe=moe,
         sparse_layers=sparse,
     )
+
+
+def _read_context(reader: JsonReader) -> int:
+    """Tokens of context; with dual chunk attention, those up to which it is plain attention."""
+    context = reader.integer("max_position_embeddings")
+    chunks = JsonReader(reader.section("dual_chunk_attention_config"), "dual_chunk_attention_config")
+    if not chunks.raw:
+        return context
+    return min(context, max(chunks.integer("chunk_size") - chunks.integer("local_size"), 1))
 
 
 def _read_biases(reader: JsonReader, model_type: str) -> tuple[bool, bool]:
@@ -175,7 +200,13 @@ def _read_moe(reader: JsonReader, family: Family, layers: int) -> tuple[MoeConfi
 def _read_rope(reader: JsonReader) -> RopeConfig:
     """`rope_theta` with `rope_scaling`, or `rope_parameters` which holds both (Hugging Face's newer form)."""
     theta = reader.number("rope_theta", 10_000.0)
-    scaling = JsonReader(reader.section("rope_parameters") or reader.section("rope_scaling"), "rope")
+    old, new = reader.section("rope_scaling"), reader.section("rope_parameters")
+    if old and new and dict(old) != dict(new):
+        raise ConfigError("rope_scaling and rope_parameters are both given and differ; keep the one that is meant")
+    scaling = JsonReader(new or old, "rope")
+    for key, value in scaling.raw.items():
+        if key not in _ROPE_KEYS and value is not None:
+            raise ConfigError(f"rope: key {key!r} is not supported (supported: {', '.join(sorted(_ROPE_KEYS))})")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     theta = scaling.number("rope_theta", theta)
     scaling.expect("partial_rotary_factor", 1.0)
@@ -207,7 +238,7 @@ def _read_yarn(scaling: JsonReader, theta: float, context: int) -> RopeConfig:
         theta=theta,
         kind="yarn",
         factor=scaling.number(
-            "factor", context / original if scaling.has("original_max_position_embeddings") else None
+            "factor", context / original if original and scaling.has("original_max_position_embeddings") else None
         ),
         original_context=original,
         attention_factor=scaling.number("attention_factor") if stated else None,
@@ -257,6 +288,8 @@ def _check_type(value: object, annotation: str, where: str) -> None:
         "float | None": (int, float, type(None)),
         "RopeKind": (str,),
     }
+    if isinstance(value, int) and abs(value) > 1 << 53:
+        raise ConfigError(f"{where} is {str(value)[:20]}..., which no model has")
     kinds = accepted.get(annotation)
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         raise ConfigError(f"{where} is {value!r}, it must be {annotation}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tenth.errors import ConfigError
 
+_LARGEST = 1e30  # no figure of a config comes near; integers of any length arrive from JSON
 _SIZE_LIMIT = 16 << 20  # bytes; published config files are a few kilobytes
 
 
@@ -45,7 +45,7 @@ class JsonReader:
             raise ConfigError(f"{self.where}: {key} is missing")
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 32) -> int:
+    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 24) -> int:
         """A whole number from 0 to `most`; without a default the key is required."""
         value = self._value(key, default)
         if type(value) is not int or not 0 <= value <= most:
@@ -55,7 +55,7 @@ class JsonReader:
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
             raise ConfigError(f"{self.where}: {key} is {str(value)[:40]!r}, it must be a number")
         return float(value)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
 from tenth.kernels.reference import wide
 from tenth.model.config import MoeConfig
-from tenth.routing.record import LayerRouting
+from tenth.routing.record import LayerRouting, RecordKind
 
 
 class Router(nn.Module):
@@ -21,9 +19,7 @@ class Router(nn.Module):
         self.weight_ED = nn.Parameter(torch.empty(moe.num_experts, width, dtype=wide(on.dtype), device=on.device))
         self._moe, self._kernels = moe, on.kernels
 
-    def forward(
-        self, x_TD: Tensor, record: Literal["none", "choice", "full"], replay: LayerRouting | None
-    ) -> LayerRouting:
+    def forward(self, x_TD: Tensor, record: RecordKind, replay: LayerRouting | None) -> LayerRouting:
         """Choose experts for each token; a replayed record fixes the ids, and the gates follow from this router."""
         logits_TE = self._kernels.router_logits(x_TD, self.weight_ED)
         if replay is None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+RecordKind = Literal["none", "choice", "full"]
+"""How much a forward pass records: nothing, expert ids and gates, or router logits and drops too."""
 
 
 @dataclass(frozen=True, slots=True)

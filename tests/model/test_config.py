@@ -106,6 +106,16 @@ def test_official_extra_keys_do_not_matter() -> None:
         ("use_qk_norm", False),
         ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
         ("rope_scaling", {"rope_type": "yarn"}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0, "beta_fast": -1}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "alpha": 3}),
+        ("rope_scaling", {"full_attention": {"rope_type": "yarn", "factor": 2.0}}),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0}),
+        ("rope_theta", 10**400),
+        ("rope_theta", 1),
+        ("layer_types", [{}]),
+        ("is_causal", False),
+        ("hidden_size", 1 << 40),
         ("model_type", "gemma3"),
         ("hidden_size", "64"),
         ("hidden_size", None),
@@ -123,14 +133,24 @@ def test_official_extra_keys_do_not_matter() -> None:
 )
 def test_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        config_from_huggingface(_qwen3_moe() | {key: value}, "folder/config.json")
+        # as saved by transformers 5, with the older key added by hand
+        scaled = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}} if key == "rope_parameters" else {}
+        config_from_huggingface(_qwen3_moe() | scaled | {key: value}, "folder/config.json")
     message = str(caught.value)
     assert message.startswith("folder/config.json")
     assert "\n" not in message
-    needle = {"rope_scaling": "rope", "num_experts_per_tok": "top_k", "num_key_value_heads": "num_kv_heads"}.get(
-        key, key
-    )
-    assert needle.split("_")[0] in message
+    renamed = {"num_experts_per_tok": "top_k", "num_key_value_heads": "num_kv_heads", "quantization_config": "gptq"}
+    assert renamed.get(key, key).split("_")[0] in message
+
+
+def test_neutral_keys_are_accepted() -> None:
+    plain = config_from_huggingface(_qwen3_moe(), "x")[0]
+    windows = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
+    assert config_from_huggingface(_qwen3_moe() | windows, "x")[0] == plain
+    with pytest.raises(ConfigError, match="use_sliding_window"):
+        config_from_huggingface(_qwen3_moe() | windows | {"max_window_layers": 2}, "x")
+    chunks = {"dual_chunk_attention_config": {"chunk_size": 400, "local_size": 100}}
+    assert config_from_huggingface(_qwen3_moe() | chunks, "x")[0] == replace(plain, context_length=300)
 
 
 def test_own_config_knows_all_its_keys() -> None:
@@ -139,6 +159,11 @@ def test_own_config_knows_all_its_keys() -> None:
         config_from_huggingface(raw | {"wheels": 4}, "c")
     with pytest.raises(ConfigError, match="moe: unknown key 'wheels'"):
         config_from_huggingface(raw | {"moe": raw["moe"] | {"wheels": 4}}, "c")
+    for kind in ("dynamic", 5):
+        with pytest.raises(ConfigError, match="kind"):
+            config_from_huggingface(raw | {"rope": raw["rope"] | {"kind": kind}}, "c")
+    with pytest.raises(ConfigError, match="no model has"):
+        config_from_huggingface(raw | {"hidden_size": 10**400}, "c")
     with pytest.raises(ConfigError, match="must be int"):
         config_from_huggingface(raw | {"num_layers": "3"}, "c")
     with pytest.raises(ConfigError, match="missing"):
