@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-from tenth.weights.bundled import bundled_gguf
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; commands they start inherit this
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+from tenth.weights.bundled import bundled_gguf
 
 
 @pytest.fixture(scope="session")

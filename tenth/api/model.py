@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tenth.api.options import Options, Settings
 from tenth.api.stream import Generation, Stream
-from tenth.engine.generate import Record, Step, cached_generate, check_room, naive_generate
+from tenth.engine.generate import Step, cached_generate, check_room, naive_generate
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
-from tenth.routing.record import Routing
+from tenth.routing.record import RecordKind, Routing
 from tenth.train.default_model import default_model
 from tenth.weights.bundled import bundled_gguf
 from tenth.weights.checkpoint import open_checkpoint
@@ -72,7 +72,7 @@ class Model:
         source = chat_template or tokenizer.chat_template
         self.template = ChatTemplate(source, variables=tokenizer.special_tokens) if source else None
         self._forbidden = frozenset(tokenizer.unknown_ids(decoder.config.vocab_size))
-        self._idle: dict[Record, CachedSequence] = {}
+        self._idle: CachedSequence | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -80,11 +80,11 @@ class Model:
         return self.decoder.config
 
     def __call__(
-        self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: Record = "choice"
+        self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: RecordKind = "choice"
     ) -> ModelOutput:
         """Run rows of equal length: logits of every position, and the routing record."""
-        if routing not in get_args(Record):
-            raise RequestError(f"routing is {routing!r:.40}, it must be one of {', '.join(get_args(Record))}")
+        if routing not in get_args(RecordKind):
+            raise RequestError(f"routing is {routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
         tokens_BT = _rows(tokens_BT)
         batch = Batch.of(list(tokens_BT), device=self.decoder.device)
         out = self.decoder(batch, want=Want(hidden=hidden, routing=routing))
@@ -116,16 +116,20 @@ class Model:
         return Stream(self._steps(ids, sampler, settings), text, sampler, len(ids), self.end_ids)
 
     def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Generator[Step]:
-        limits: dict[str, Any] = {"max_tokens": settings.max_tokens, "end_ids": self.end_ids}
+        limits: dict[str, Any] = {
+            "max_tokens": settings.max_tokens,
+            "end_ids": self.end_ids,
+            "record": settings.routing,
+        }
         if not settings.cache:
-            yield from naive_generate(self.decoder, ids, sampler, record=settings.routing, **limits)
+            yield from naive_generate(self.decoder, ids, sampler, **limits)
             return
         # the cached sequence of the last turn goes to one stream at a time; a second one begins its own
-        sequence = self._idle.pop(settings.routing, None) or CachedSequence(self.decoder, settings.routing)
+        sequence, self._idle = self._idle or CachedSequence(self.decoder), None
         try:
-            yield from cached_generate(sequence, self.decoder, ids, sampler, **limits)
+            yield from cached_generate(sequence, ids, sampler, **limits)
         finally:
-            self._idle[settings.routing] = sequence
+            self._idle = sequence
 
     def encode(self, prompt: Prompt, settings: Settings | None = None) -> list[int]:
         """The token ids a prompt becomes: text as it is, a chat through the model's template."""

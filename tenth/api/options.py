@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, get_args
 
-from tenth.engine.generate import Record
 from tenth.engine.sampler import Sampling
 from tenth.errors import RequestError
+from tenth.routing.record import RecordKind
 
 
 class Options(TypedDict, total=False):
@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     template_arguments: Mapping[str, object]
     tools: Sequence[Mapping[str, Any]] | None
-    routing: Record
+    routing: RecordKind
     cache: bool
 
 
@@ -39,14 +39,14 @@ class Settings:
     stop: tuple[str, ...] = ()
     template_arguments: Mapping[str, object] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
-    routing: Record = "choice"
+    routing: RecordKind = "choice"
     cache: bool = True
 
     def __post_init__(self) -> None:
         if type(self.max_tokens) is not int or self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens!r:.40}, it must be a whole number of at least 1")
-        if self.routing not in get_args(Record):
-            raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(Record))}")
+        if self.routing not in get_args(RecordKind):
+            raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
         if type(self.cache) is not bool:
             raise RequestError(f"cache is {self.cache!r:.40}, it must be True or False")
 

@@ -60,7 +60,7 @@ class Stream:
         self._tokens: list[int] = []
         self._records: list[Routing] = []
         self._reason: Literal["stop", "length", "interrupted"] = "interrupted"
-        self._started = self._first = self._last = time.perf_counter()
+        self._prefill = self._decode = 0.0
         self._chunks = self._run()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -80,8 +80,7 @@ class Stream:
             self._steps.close()  # the cached sequence goes back to the model now, not when the stream is forgotten
 
     def _read(self) -> Iterator[Chunk]:
-        for step in self._steps:
-            self._note(step)
+        while (step := self._next()) is not None:
             if step.token in self._end_ids:
                 self._reason = "stop"
                 break
@@ -99,13 +98,21 @@ class Stream:
         if rest:
             yield Chunk(rest)
 
-    def _note(self, step: Step) -> None:
-        self._last = time.perf_counter()
-        if not self._tokens:
-            self._first = self._last
+    def _next(self) -> Step | None:
+        """The next step, noted; only the time it takes counts, not what the reader does between two."""
+        start = time.perf_counter()
+        step = next(self._steps, None)
+        spent = time.perf_counter() - start
+        if step is None:
+            return None
+        if self._tokens:
+            self._decode += spent
+        else:
+            self._prefill += spent
         self._tokens.append(step.token)
         if step.routing is not None:
             self._records.append(step.routing)
+        return step
 
     @property
     def result(self) -> Generation:
@@ -118,6 +125,6 @@ class Stream:
             stopped_by=self._text.stopped,
             routing=Routing.join(self._records) if self._records else None,
             seed=self._seed,
-            prefill_seconds=self._first - self._started,
-            decode_seconds=self._last - self._first,
+            prefill_seconds=self._prefill,
+            decode_seconds=self._decode,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -31,13 +33,11 @@ class _Group(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # a reader that left is noticed here, not while the interpreter shuts down
-            return result
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            raise  # typer ends quietly, with 1
+            raise  # typer ends quietly, with 1, as `main` does where the pipe breaks behind the last line
         except (TenthError, MemoryError, OSError) as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -74,4 +74,18 @@ def _options(
 
 def main() -> None:
     """Entry point: an error is one line and exit code 2, an interrupt is 130, a reader that left early 1."""
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
+    try:
+        app()
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what is left; the interpreter, shutting down, would complain of a reader that has left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -37,7 +37,7 @@ def print_speed(result: Generation) -> None:
         f"first after {result.prefill_seconds:.2f} s (prompt of {result.prompt_tokens})",
         {"length": "stopped at --max-tokens"}.get(result.finish_reason, ""),
     ]
-    Console(stderr=True, highlight=False).print(" · ".join(part for part in parts if part), style="dim")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(" · ".join(part for part in parts if part), style="dim")
 
 
 def print_experts(result: Generation) -> None:
@@ -55,7 +55,7 @@ def leave_if_interrupted(result: Generation) -> None:
 
 
 def as_json(result: Generation) -> str:
-    """The generation as one JSON object."""
+    """The generation as one JSON object, in ASCII: it is the same in every locale."""
     experts = [asdict(layer) for layer in summarise(result.routing)] if result.routing is not None else []
     return json.dumps(
         {
@@ -68,6 +68,5 @@ def as_json(result: Generation) -> str:
             "first_token_s": round(result.prefill_seconds, 4),
             "tok_s": round(result.tokens_per_second, 2),
             "experts": experts,
-        },
-        ensure_ascii=False,
+        }
     )

@@ -31,8 +31,8 @@ def command(
     from tenth.api import chosen_dtype, resolve
     from tenth.commands.files import read_text
     from tenth.commands.progress import progress_bars
-    from tenth.train.default_model import upcycle_checkpoint
     from tenth.train.upcycle import UpcycleOptions, upcycled_config
+    from tenth.train.upcycle_checkpoint import upcycle_checkpoint
     from tenth.weights.checkpoint import open_checkpoint
     from tenth.weights.save import check_new_folder, save_model
 

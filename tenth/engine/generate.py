@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from tenth.engine.sequence import CachedSequence
 from tenth.errors import RequestError
 from tenth.model.batch import Batch, Want
 from tenth.model.decoder import Decoder
-from tenth.routing.record import Routing
-
-Record = Literal["none", "choice", "full"]
+from tenth.routing.record import RecordKind, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ def naive_generate(
     *,
     max_tokens: int,
     end_ids: Collection[int] = (),
-    record: Record = "none",
+    record: RecordKind = "none",
 ) -> Iterator[Step]:
     """The whole sequence through the network for each token, no cache: the oracle of everything faster.
 
@@ -58,16 +55,31 @@ def naive_generate(
 
 def cached_generate(
     sequence: CachedSequence,
-    decoder: Decoder,
     prompt: Sequence[int],
     sampler: Sampler,
     *,
     max_tokens: int,
     end_ids: Collection[int] = (),
+    record: RecordKind = "none",
 ) -> Iterator[Step]:
-    """The same tokens with the keys and values kept; what `sequence` shares with the prompt is not computed again."""
-    room = check_room(decoder, prompt, max_tokens)
-    return _generate(sequence.extend, sequence.restart(prompt), sampler, room, end_ids)
+    """The same tokens with the keys and values kept; what `sequence` shares with the prompt is not computed again.
+
+    The sequence belongs to the generation that began last; one that it was taken from ends with a RequestError.
+    """
+    room = check_room(sequence.decoder, prompt, max_tokens)
+
+    def run() -> Iterator[Step]:
+        rest = sequence.restart(prompt)
+        mine = sequence.turn
+
+        def show(tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
+            if sequence.turn != mine:
+                raise RequestError("another generation has begun on this sequence; give each a CachedSequence")
+            return sequence.extend(tokens, record)
+
+        yield from _generate(show, rest, sampler, room, end_ids)
+
+    return run()
 
 
 def _generate(

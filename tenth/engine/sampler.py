@@ -120,7 +120,11 @@ def _heated(logits_V: Tensor, temperature: float) -> Tensor:
 def kept(logits_V: Tensor, options: Sampling) -> tuple[Tensor, Tensor]:
     """Probabilities (float64, likeliest first, not renormalised) and ids of the tokens that may be drawn."""
     count = min(options.top_k or len(logits_V), len(logits_V))
-    top, ids = torch.sort(logits_V, descending=True, stable=True)
+    # all that reach the k-th value, so that ties are cut by id and not by chance; then a sort of these alone
+    least = torch.topk(logits_V, count).values[-1] if count < len(logits_V) else -torch.inf
+    able = (logits_V >= least).nonzero().flatten()
+    top, order = torch.sort(logits_V[able], descending=True, stable=True)
+    ids = able[order]
     p = torch.softmax(top[:count].double(), dim=0)
     keep = p > 0
     if options.top_p < 1.0:

@@ -6,15 +6,15 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tenth.errors import RequestError
 from tenth.model.batch import Batch, Placement, Want
 from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
-from tenth.routing.record import Routing
+from tenth.routing.record import RecordKind, Routing
 
 _CHUNK = 512  # tokens of a prompt that go through the network at once: bounds the memory of activations
 
@@ -25,8 +25,9 @@ class CachedSequence:
     A new list of tokens that begins like the old one keeps the common part: a chat pays for each turn once.
     """
 
-    def __init__(self, decoder: Decoder, record: Literal["none", "choice", "full"] = "none") -> None:
-        self._decoder, self._record = decoder, record
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.turn = 0  # counts the restarts: a generation that is no longer the latest must not go on
         self._tokens: list[int] = []
         self._cache = self._grown(0)
 
@@ -36,22 +37,25 @@ class CachedSequence:
         while shared < min(len(tokens) - 1, len(self._tokens)) and tokens[shared] == self._tokens[shared]:
             shared += 1
         self._tokens = self._tokens[:shared]
+        self.turn += 1
         return list(tokens[shared:])
 
     @torch.inference_mode()
-    def extend(self, tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
-        """Show more tokens; returns the logits (V) after the last, and the routing of those shown."""
+    def extend(self, tokens: Sequence[int], record: RecordKind = "none") -> tuple[Tensor, Routing | None]:
+        """Show more tokens, one at least; returns the logits (V) after the last, and the routing of those shown."""
+        if not tokens:
+            raise RequestError("there is no token to show")
         self._reserve(len(self._tokens) + len(tokens))
         records: list[Routing] = []
         logits_V = torch.empty(0)
         for start in range(0, len(tokens), _CHUNK):
-            logits_V, routing = self._step(tokens[start : start + _CHUNK])
+            logits_V, routing = self._step(tokens[start : start + _CHUNK], record)
             if routing is not None:
                 records.append(routing.detach())
-        return logits_V, Routing.join(records) if self._record != "none" else None
+        return logits_V, Routing.join(records) if record != "none" else None
 
-    def _step(self, tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
-        start, device = len(self._tokens), self._decoder.device
+    def _step(self, tokens: Sequence[int], record: RecordKind) -> tuple[Tensor, Routing | None]:
+        start, device = len(self._tokens), self.decoder.device
         place = torch.arange(start, start + len(tokens), device=device)
         pages = torch.arange(1, device=device)
         batch = Batch(
@@ -60,7 +64,7 @@ class CachedSequence:
             tokens_T=torch.tensor(tokens, device=device),
             placement=Placement(place, (pages,), (start + len(tokens),)),
         )
-        out = self._decoder(batch, self._cache, Want(logits="last", routing=self._record))
+        out = self.decoder(batch, self._cache, Want(logits="last", routing=record))
         self._tokens.extend(tokens)
         assert out.logits_NV is not None
         return out.logits_NV[0], out.routing
@@ -71,9 +75,9 @@ class CachedSequence:
 
     def _grown(self, length: int) -> KVCache:
         """A cache of one page for `length` tokens, holding what the present one holds."""
-        config, device = self._decoder.config, self._decoder.device
+        config, device = self.decoder.config, self.decoder.device
         size = min(max(length, _CHUNK), config.context_length)
-        cache = KVCache(config, 1, size, self._decoder.dtype, device)
+        cache = KVCache(config, 1, size, self.decoder.dtype, device)
         if self._tokens:
             cache.copy_from(self._cache)
         return cache

@@ -12,7 +12,7 @@ from tenth.kernels.contract import Kernels
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Passed to a module when it is built: one for all, or one for each layer and operation."""
+    """Passed to every module when it is built; two modules of one network may have different ones."""
 
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"

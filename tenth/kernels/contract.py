@@ -1,7 +1,10 @@
 """The operations that decide speed: what every set of kernels must compute.
 
 T tokens, D model width, F expert width, E experts, K active, H query heads, G key-value heads, C head size,
-S documents, N keys. `reference.py` states each in plain torch and is the oracle.
+P pages, N tokens a page. `reference.py` states each in plain torch and is the oracle.
+
+Native kernels must be batch-invariant: the bits of a row do not depend on the other rows, on its place, on how a prompt
+is cut or on the number of threads. The reference is not: torch sums a row in another order beside other neighbours.
 """
 
 from __future__ import annotations
@@ -26,12 +29,23 @@ class Kernels(Protocol):
     def rotate(self, x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor, /) -> Tensor:
         """Rotary positions: the pair (i, i + C/2) of each head turned by the token's angle i (cos, sin: T, C/2)."""
 
-    def attention(
-        self, q_THC: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], bounds: Sequence[int], /
-    ) -> Tensor:
-        """Causal attention, document by document; returns T, H, C.
+    def attention(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int], /) -> Tensor:
+        """Causal attention within each document `bounds[s]:bounds[s + 1]`; returns T, H, C. It has a gradient."""
 
-        Document s has the queries `bounds[s]:bounds[s + 1]`, which are the last ones of its keys and values (N, G, C).
+    def paged_attention(
+        self,
+        q_THC: Tensor,
+        keys_PNGC: Tensor,
+        values_PNGC: Tensor,
+        pages: Sequence[Tensor],
+        lengths: Sequence[int],
+        bounds: Sequence[int],
+        /,
+    ) -> Tensor:
+        """Causal attention to a pool of P pages of N tokens; returns T, H, C.
+
+        Document s has the first `lengths[s]` tokens of its pages, in order; its queries `bounds[s]:bounds[s + 1]` are
+        the last of them.
         """
 
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor, /) -> Tensor:

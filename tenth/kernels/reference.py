@@ -1,11 +1,13 @@
 """The operations in plain torch: the oracle of all faster kernels, and what trains.
 
-T tokens, D model width, F expert width, E experts, K active, H query heads, G key-value heads, C head size, N keys.
+T tokens, D model width, F expert width, E experts, K active, H query heads, G key-value heads, C head size,
+P pages, N tokens a page, L tokens of a document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -39,27 +41,44 @@ def rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_THC.dtype)
 
 
-def attention(q_THC: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], bounds: Sequence[int]) -> Tensor:
-    """Causal attention of each document's queries, which are the last of its keys."""
-    out = [
-        _attend(q_THC[bounds[s] : bounds[s + 1]], k_NGC, v_NGC)
-        for s, (k_NGC, v_NGC) in enumerate(zip(keys, values, strict=True))
-    ]
-    return torch.cat(out) if len(out) > 1 else out[0]
+def attention(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]) -> Tensor:
+    """Causal attention within each document."""
+    spans = [slice(start, end) for start, end in pairwise(bounds)]
+    return torch.cat([_attend(q_THC[span], k_TGC[span], v_TGC[span]) for span in spans])
 
 
-def _attend(q_THC: Tensor, k_NGC: Tensor, v_NGC: Tensor) -> Tensor:
-    queries, seen = len(q_THC), len(k_NGC)
+def paged_attention(
+    q_THC: Tensor,
+    keys_PNGC: Tensor,
+    values_PNGC: Tensor,
+    pages: Sequence[Tensor],
+    lengths: Sequence[int],
+    bounds: Sequence[int],
+) -> Tensor:
+    """Causal attention of each document's new queries to all its tokens, gathered from their pages."""
+    out = []
+    for (start, end), table, length in zip(pairwise(bounds), pages, lengths, strict=True):
+        # one page is a slice of the pool, not a copy
+        k_LGC, v_LGC = (
+            (pool[table[0]] if len(table) == 1 else pool[table].flatten(0, 1))[:length].to(q_THC.dtype)
+            for pool in (keys_PNGC, values_PNGC)
+        )
+        out.append(_attend(q_THC[start:end], k_LGC, v_LGC))
+    return torch.cat(out)
+
+
+def _attend(q_THC: Tensor, k_LGC: Tensor, v_LGC: Tensor) -> Tensor:
+    queries, seen = len(q_THC), len(k_LGC)
     mask = None
     if 1 < queries < seen:
         mask = torch.ones(queries, seen, dtype=torch.bool, device=q_THC.device).tril(seen - queries)
     out_HTC = F.scaled_dot_product_attention(
         q_THC.transpose(0, 1)[None],
-        k_NGC.transpose(0, 1)[None],
-        v_NGC.transpose(0, 1)[None],
+        k_LGC.transpose(0, 1)[None],
+        v_LGC.transpose(0, 1)[None],
         attn_mask=mask,
         is_causal=queries == seen > 1,
-        enable_gqa=q_THC.shape[1] != k_NGC.shape[1],
+        enable_gqa=q_THC.shape[1] != k_LGC.shape[1],
     )[0]
     return out_HTC.transpose(0, 1)
 

@@ -5,7 +5,6 @@ T tokens, D model width, H query heads, G key-value heads, C head size.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
@@ -36,16 +35,13 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_THC, k_TGC = self.q_norm(q_THC), self.k_norm(k_TGC)
         q_THC, k_TGC = (self._kernels.rotate(part, *cos_sin) for part in (q_THC, k_TGC))
-        keys, values = self._context(k_TGC, v_TGC, batch, cache)
-        y: Tensor = self.o(self._kernels.attention(q_THC, keys, values, batch.bounds).flatten(1))
-        return y
-
-    def _context(
-        self, k_TGC: Tensor, v_TGC: Tensor, batch: Batch, cache: KVCache | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
         if cache is None:
-            sizes = [end - start for start, end in zip(batch.bounds, batch.bounds[1:], strict=False)]
-            return list(torch.split(k_TGC, sizes)), list(torch.split(v_TGC, sizes))
-        assert batch.placement is not None, "Decoder.forward checks this"
-        cache.write(self._layer, batch.placement, k_TGC, v_TGC)
-        return cache.read(self._layer, batch.placement, k_TGC.dtype)
+            y_THC = self._kernels.attention(q_THC, k_TGC, v_TGC, batch.bounds)
+        else:
+            place = batch.placement
+            assert place is not None, "Decoder.forward checks this"
+            cache.write(self._layer, place, k_TGC, v_TGC)
+            pools = cache.pools(self._layer)
+            y_THC = self._kernels.paged_attention(q_THC, *pools, place.pages, place.lengths, batch.bounds)
+        y_TD: Tensor = self.o(y_THC.flatten(1))
+        return y_TD

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import Literal
+from itertools import accumulate, chain, pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
-from tenth.routing.record import Routing
+from tenth.routing.record import RecordKind, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,29 @@ class Batch:
     embeddings_TD: Tensor | None = None
     placement: Placement | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.bounds) < 2 or self.bounds[0] != 0 or any(end <= start for start, end in pairwise(self.bounds)):
+            raise RequestError(f"batch bounds {self.bounds} must rise from 0, with a token in every document")
+        if (self.tokens_T is None) == (self.embeddings_TD is None):
+            raise RequestError("a batch carries either tokens or embeddings")
+        for name in ("positions_T", "tokens_T", "embeddings_TD"):
+            part = getattr(self, name)
+            if part is not None and len(part) != self.bounds[-1]:
+                raise RequestError(f"batch {name} has {len(part)} rows, its bounds say {self.bounds[-1]}")
+        place = self.placement
+        documents = len(self.bounds) - 1
+        if place is not None and not (
+            len(place.slots_T) == self.bounds[-1] and len(place.pages) == len(place.lengths) == documents
+        ):
+            raise RequestError(
+                f"a placement needs a slot a token, and pages and a length for each of {documents} documents"
+            )
+
     @classmethod
     def of(cls, documents: Sequence[Sequence[int] | Tensor], *, device: torch.device | str = "cpu") -> Batch:
         """Whole documents of token ids, each from position 0."""
         lengths = [len(document) for document in documents]
-        if not lengths or 0 in lengths:
+        if not lengths or 0 in lengths:  # before a tensor is made of nothing
             raise RequestError("a batch needs at least one document, and each at least one token")
         flat = list(chain.from_iterable(d.tolist() if isinstance(d, Tensor) else d for d in documents))
         return cls(
@@ -76,7 +94,13 @@ class Want:
 
     logits: Literal["all", "last", "none"] | Tensor = "all"
     hidden: bool = False
-    routing: Literal["none", "choice", "full"] = "none"
+    routing: RecordKind = "none"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.logits, Tensor) and self.logits not in ("all", "last", "none"):
+            raise RequestError(f"want logits {self.logits!r}: must be all, last, none or indices")
+        if self.routing not in get_args(RecordKind):
+            raise RequestError(f"want routing {self.routing!r}: must be {', '.join(get_args(RecordKind))}")
 
 
 @dataclass(frozen=True, slots=True)

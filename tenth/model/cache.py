@@ -1,6 +1,6 @@
 """Keys and values of earlier tokens, in pages.
 
-G key-value heads, C head size, T tokens of the step, N tokens of a document.
+P pages, N tokens a page, G key-value heads, C head size, T tokens of the step.
 """
 
 from __future__ import annotations
@@ -28,20 +28,11 @@ class KVCache:
         self._keys[layer].flatten(0, 1)[placement.slots_T] = k_TGC.to(self._keys.dtype)
         self._values[layer].flatten(0, 1)[placement.slots_T] = v_TGC.to(self._values.dtype)
 
-    def read(self, layer: int, placement: Placement, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of each document (N, G, C), the step's own included."""
-        pairs = list(zip(placement.pages, placement.lengths, strict=True))
-        keys = [_gather(self._keys[layer], pages, length).to(dtype) for pages, length in pairs]
-        values = [_gather(self._values[layer], pages, length).to(dtype) for pages, length in pairs]
-        return keys, values
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All pages of one layer: keys and values (P, N, G, C)."""
+        return self._keys[layer], self._values[layer]
 
     def copy_from(self, smaller: KVCache) -> None:
         """Take over the first page of a cache with shorter pages."""
         self._keys[:, 0, : smaller.page_size] = smaller._keys[:, 0]
         self._values[:, 0, : smaller.page_size] = smaller._values[:, 0]
-
-
-def _gather(pool: Tensor, pages: Tensor, length: int) -> Tensor:
-    if len(pages) == 1:  # a view: a document in one page is not copied
-        return pool[int(pages[0])][:length]
-    return pool[pages].flatten(0, 1)[:length]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tenth.errors import RequestError
-from tenth.kernels import reference
 from tenth.kernels.backend import Backend
+from tenth.kernels.reference import wide
 from tenth.kernels.weight import DenseWeight
 from tenth.model.attention import Attention
 from tenth.model.batch import Batch, Output, Want
@@ -57,7 +57,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The whole network. A forward pass changes nothing but the cache pages that the batch names.
 
-    Parameters are uninitialised until loaded (`tenth.weights.load`) or drawn (`initialise`).
+    Parameters are uninitialised until loaded (`tenth.weights.load`) or drawn (`initialise`). The type is chosen here:
+    `.to(device)` moves a decoder, `.to(dtype)` would narrow norms and router rows too.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
         self._check(batch, cache, routing)
         x_TD = batch.embeddings_TD if batch.tokens_T is None else self.embedding.rows(batch.tokens_T)
         assert x_TD is not None, "checked"
-        cos_sin = self._rope.cos_sin(batch.positions_T, reference.wide(self.dtype))
+        cos_sin = self.cos_sin(batch)
         record: dict[int, LayerRouting] = {}
         for index, layer in enumerate(self.layers):
             replay = routing.layers[index] if routing is not None and self.config.is_sparse(index) else None
@@ -114,6 +115,10 @@ class Decoder(nn.Module):
             Routing(record) if want.routing != "none" else None,
         )
 
+    def cos_sin(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the batch's rotary positions, which every layer takes."""
+        return self._rope.cos_sin(batch.positions_T, wide(self.dtype))
+
     def _logits(self, hidden_TD: Tensor, batch: Batch, want: Want) -> Tensor | None:
         if isinstance(want.logits, Tensor):
             hidden_TD = hidden_TD[want.logits]
@@ -125,15 +130,16 @@ class Decoder(nn.Module):
         return logits_NV
 
     def _check(self, batch: Batch, cache: KVCache | None, routing: Routing | None) -> None:
-        if (batch.tokens_T is None) == (batch.embeddings_TD is None):
-            raise RequestError("a batch carries either tokens or embeddings")
+        config = self.config
         if (cache is None) != (batch.placement is None):
             raise RequestError("a cache and the batch's placement in it go together")
         if batch.tokens_T is not None:
             low, high = (int(edge) for edge in batch.tokens_T.aminmax())
-            if low < 0 or high >= self.config.vocab_size:
+            if low < 0 or high >= config.vocab_size:
                 bad = low if low < 0 else high
-                raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {self.config.vocab_size - 1}")
+                raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {config.vocab_size - 1}")
+        if batch.embeddings_TD is not None and batch.embeddings_TD.shape[1:] != (config.hidden_size,):
+            raise RequestError(f"embeddings have shape {tuple(batch.embeddings_TD.shape)}, width {config.hidden_size}")
         if routing is not None:
             self._check_replay(batch, routing)
 
@@ -142,11 +148,15 @@ class Decoder(nn.Module):
             raise RequestError(
                 f"the routing to replay has layers {list(routing.layers)}, the model {list(self.config.sparse_layers)}"
             )
+        experts = self.config.moe.num_experts if self.config.moe else 0
         for index, layer in routing.layers.items():
-            if len(layer.experts_TK) != len(batch):
+            ids_TK = layer.experts_TK
+            if len(ids_TK) != len(batch):
                 raise RequestError(
-                    f"the routing to replay has {len(layer.experts_TK)} tokens in layer {index}, the batch {len(batch)}"
+                    f"the routing to replay has {len(ids_TK)} tokens in layer {index}, the batch {len(batch)}"
                 )
+            if ids_TK.dim() != 2 or int(ids_TK.min()) < 0 or int(ids_TK.max()) >= experts:
+                raise RequestError(f"the routing to replay names experts in layer {index} outside 0 to {experts - 1}")
 
 
 @torch.no_grad()

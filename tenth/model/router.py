@@ -20,18 +20,17 @@ class Router(nn.Module):
         self._moe, self._kernels = moe, on.kernels
 
     def forward(self, x_TD: Tensor, record: RecordKind, replay: LayerRouting | None) -> LayerRouting:
-        """Choose experts for each token; a replayed record fixes the ids, and the gates follow from this router."""
+        """Choose experts for each token; a replayed record fixes ids and drops, not the gates."""
         logits_TE = self._kernels.router_logits(x_TD, self.weight_ED)
         if replay is None:
             experts_TK = self._kernels.choose(logits_TE, self._moe.top_k)
         else:
             experts_TK = replay.experts_TK.to(x_TD.device)
         gates_TK = self._kernels.gates(logits_TE, experts_TK, self._moe.norm_topk_prob)
-        full = record == "full"
-        return LayerRouting(
-            self._moe.num_experts,
-            experts_TK,
-            gates_TK,
-            logits_TE if full else None,
-            torch.zeros_like(experts_TK, dtype=torch.bool) if full else None,
-        )
+        dropped_TK = None if replay is None or replay.dropped_TK is None else replay.dropped_TK.to(x_TD.device)
+        if dropped_TK is not None:
+            gates_TK = gates_TK.masked_fill(dropped_TK, 0.0)
+        elif record == "full":
+            dropped_TK = torch.zeros_like(experts_TK, dtype=torch.bool)
+        logits = logits_TE if record == "full" else None
+        return LayerRouting(self._moe.num_experts, experts_TK, gates_TK, logits, dropped_TK)

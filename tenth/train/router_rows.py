@@ -24,7 +24,7 @@ def group_rows(states_ND: Tensor, groups: int, chosen: int, generator: torch.Gen
     centred_ND = states_ND - mean_D
     centred_ND = centred_ND - (centred_ND @ along_D)[:, None] * along_D
     rows_RD = _spherical_means(torch.nn.functional.normalize(centred_ND, dim=1), groups, generator)
-    rows_RD = rows_RD / (states_ND @ rows_RD.T).std(0).clamp_min(1e-6)[:, None]
+    rows_RD = rows_RD / (states_ND @ rows_RD.T).std(0, correction=0).clamp_min(1e-6)[:, None]
     biases_R = _biases(states_ND, rows_RD, along_D, chosen)
     balanced_RD: Tensor = rows_RD + biases_R[:, None] * along_D
     return balanced_RD

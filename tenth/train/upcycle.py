@@ -20,12 +20,13 @@ from tenth.kernels.reference import wide
 from tenth.kernels.weight import DenseExpertTable, DenseWeight
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig, MoeConfig
-from tenth.model.decoder import Decoder
+from tenth.model.decoder import Decoder, Layer
 from tenth.model.experts import SparseMlp
 from tenth.model.huggingface import OWN_MODEL_TYPE
 from tenth.model.huggingface_export import exportable_as
 from tenth.model.linear import Mlp
 from tenth.train.router_rows import group_rows
+from tenth.weights.load import check_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,47 +98,62 @@ def upcycle(
 ) -> Decoder:
     """Build the sparse model of the same function; routers are fitted to the hidden states of `calibration` documents.
 
-    The result has the dense model's type and device; other weights than the feed-forward ones are shared with it.
+    The memory beside both models is a few times tokens x width: layers are run one by one. RequestError where there is
+    too little text, MachineError where the sparse model does not fit. The result has the dense model's type and device;
+    other weights than the feed-forward ones are shared with it.
     `progress` is told the layers done, of how many.
     """
     options = options or UpcycleOptions()
     config = upcycled_config(dense.config, options)
     moe = config.moe
     assert moe is not None
-    states = _mlp_inputs(dense, calibration)
+    check_memory(config, dense.dtype, dense.device)
+    groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
+    batch = _calibration_batch(calibration, 4 * groups, dense)
+    x_ND = dense.embedding.rows(_tokens(batch))
     sparse = Decoder(config, dtype=dense.dtype, device="meta")
     _share(dense, sparse)
-    groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
-    for index, layer in enumerate(sparse.blocks()):
-        source, target = dense.blocks()[index].mlp, layer.mlp
-        assert isinstance(source, Mlp)
-        assert isinstance(target, SparseMlp)
+    for index, (layer, source) in enumerate(zip(sparse.blocks(), dense.blocks(), strict=True)):
+        assert isinstance(source.mlp, Mlp)
+        assert isinstance(layer.mlp, SparseMlp)
         # one stream of random numbers for each purpose: redrawing neurons does not change the permutations
         draws = [torch.Generator().manual_seed((options.seed * config.num_layers + index) * 3 + n) for n in range(3)]
-        target.experts = _experts(source, moe, draws[0])
-        _redraw(target.experts, round(options.reinit * moe.intermediate_size), draws[1])
-        rows_RD = group_rows(states[index], groups, moe.top_k * groups // moe.num_experts, draws[2])
+        layer.mlp.experts = _experts(source.mlp, moe, draws[0])
+        _redraw(layer.mlp.experts, round(options.reinit * moe.intermediate_size), draws[1])
+        x_ND, states_ND = _through(source, x_ND, batch, dense)
+        rows_RD = group_rows(states_ND, groups, moe.top_k * groups // moe.num_experts, draws[2])
         rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
-        target.router.weight_ED = torch.nn.Parameter(rows_ED.to(dense.device, wide(dense.dtype)), requires_grad=False)
+        layer.mlp.router.weight_ED = torch.nn.Parameter(
+            rows_ED.to(dense.device, wide(dense.dtype)), requires_grad=False
+        )
         if progress is not None:
             progress(index + 1, config.num_layers)
     return sparse.eval()
 
 
-def _mlp_inputs(dense: Decoder, calibration: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What enters each feed-forward layer (N, D), float32, over all documents."""
-    states: list[list[Tensor]] = [[] for _ in dense.layers]
-    hooks = [
-        layer.mlp.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0].float().cpu()))
-        for layer, kept in zip(dense.blocks(), states, strict=True)
-    ]
+def _calibration_batch(documents: Sequence[Sequence[int]], least: int, dense: Decoder) -> Batch:
+    batch = Batch.of(documents, device=dense.device)
+    if len(batch) < least:
+        raise RequestError(
+            f"{len(batch)} tokens of calibration text are too few for these routers; give {least} or more"
+        )
+    return batch
+
+
+def _tokens(batch: Batch) -> Tensor:
+    assert batch.tokens_T is not None
+    return batch.tokens_T
+
+
+def _through(layer: Layer, x_ND: Tensor, batch: Batch, dense: Decoder) -> tuple[Tensor, Tensor]:
+    """Run one dense layer; returns its output and what entered its feed-forward part, float32 on the CPU."""
+    kept: list[Tensor] = []
+    hook = layer.mlp.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float().cpu()))
     try:
-        for document in calibration:
-            dense(Batch.of([document], device=dense.device), want=Want(logits="none"))
+        x_ND, _ = layer(x_ND, batch, dense.cos_sin(batch), None, Want(logits="none"), None)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return [torch.cat(kept) for kept in states]
+        hook.remove()
+    return x_ND, kept[0]
 
 
 def _share(dense: Decoder, sparse: Decoder) -> None:

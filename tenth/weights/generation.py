@@ -32,11 +32,11 @@ class GenerationDefaults:
         where = str(folder / "generation_config.json")
         return cls(
             end_ids=_ids(config, str(folder / "config.json")) | _ids(generation, where),
-            temperature=0.0 if greedy else _number(generation, "temperature", where),
-            top_k=_integer(generation, "top_k", where),
-            top_p=_number(generation, "top_p", where),
-            min_p=_number(generation, "min_p", where),
-            repetition_penalty=_number(generation, "repetition_penalty", where),
+            temperature=0.0 if greedy else _number(generation, "temperature", where, 0.0, 100.0),
+            top_k=_integer(generation, "top_k", where, 0, 1 << 24),
+            top_p=_number(generation, "top_p", where, 1e-9, 1.0),
+            min_p=_number(generation, "min_p", where, 0.0, 1.0),
+            repetition_penalty=_number(generation, "repetition_penalty", where, 1e-9, 100.0),
         )
 
     def with_ends(self, end_ids: frozenset[int]) -> GenerationDefaults:
@@ -68,18 +68,18 @@ def _ids(raw: dict[str, Any], where: str) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _number(raw: dict[str, Any], key: str, where: str) -> float | None:
+def _number(raw: dict[str, Any], key: str, where: str, low: float, high: float) -> float | None:
+    """A number, or None where it is not said or lies outside: some programs write top_k -1 for "all"."""
     value = raw.get(key)
     if value is None:
         return None
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not -_LARGEST <= value <= _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise ConfigError(f"{where}: {key} is {str(value)[:40]!r}, it must be a number")
-    return float(value)
+    return float(value) if low <= value <= high else None
 
 
-def _integer(raw: dict[str, Any], key: str, where: str) -> int | None:
-    value = _number(raw, key, where)
-    if value is not None and not value.is_integer():
+def _integer(raw: dict[str, Any], key: str, where: str, low: int, high: int) -> int | None:
+    value = _number(raw, key, where, low, high)
+    if value is not None and value != int(value):
         raise ConfigError(f"{where}: {key} is {value}, it must be a whole number")
     return None if value is None else int(value)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from tenth.errors import MachineError, ModelNotFoundError
 from tenth.model.json_reader import read_json
-from tenth.weights.safetensors_file import INDEX_NAME, SINGLE_NAME
 
 # What a model is made of; pickles, other frameworks' files, folders and pictures stay where they are.
 _SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
 _WEIGHTS = ("*.safetensors",)
 _NEVER = ("*/*",)
+# as in `safetensors_file`, which would import torch: `tenth list` and `tenth pull` do without
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def cached(name: HubName) -> Path | None:
 
 
 def pull(name: HubName) -> Path:
-    """Download into the cache, with progress bars; a part that is there already is not fetched again."""
+    """Download into the cache, with progress bars; a file that is there already is not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -130,9 +131,9 @@ def _usable(folder: Path, name: HubName) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
-    index = folder / INDEX_NAME
-    if (folder / SINGLE_NAME).exists() or not index.exists():
-        return (folder / SINGLE_NAME).exists()
+    index = folder / _INDEX
+    if (folder / _SINGLE).exists() or not index.exists():
+        return (folder / _SINGLE).exists()
     shards = read_json(index).get("weight_map")
     return isinstance(shards, dict) and all((folder / str(shard)).exists() for shard in shards.values())
 

@@ -16,7 +16,7 @@ from tenth.weights.checkpoint import Checkpoint
 from tenth.weights.names import Slot, check_shapes
 from tenth.weights.source import TensorInfo
 
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 8 << 20  # as float32; its raw bytes and their conversion come on top
 
 Progress = Callable[[int, int], None]
 """Told the bytes read so far and in all."""
@@ -58,21 +58,22 @@ def natural_dtype(checkpoint: Checkpoint) -> torch.dtype:
     sizes: dict[str, int] = {}
     for info in checkpoint.source.tensors.values():
         sizes[info.kind] = sizes.get(info.kind, 0) + info.nbytes
-    return torch.float32 if max(sizes, key=lambda kind: sizes[kind]) == "F32" else torch.bfloat16
+    most = max(sizes, key=lambda kind: sizes[kind], default="")
+    return torch.float32 if most == "F32" else torch.bfloat16
 
 
 def _fill(slot: Slot, target: Tensor, info: TensorInfo, checkpoint: Checkpoint) -> None:
-    """Copy one tensor of a file into its view of a parameter, in pieces of rows."""
-    if slot.rope_heads or info.shape != tuple(target.shape):
-        whole = _float(checkpoint.source.read(info.name), info)
-        target.copy_(_halves(whole, slot.rope_heads).reshape(target.shape))
+    """Copy a tensor of a file into its view of a parameter, by rows (by whole heads where GGUF has pairs)."""
+    if info.shape != tuple(target.shape):  # the same but for axes of size one
+        target.copy_(_float(checkpoint.source.read(info.name), info).reshape(target.shape))
         return
     rows = info.shape[0]
-    values_per_row = max(target[0].numel(), 1)
-    step = max(_PIECE_BYTES // (4 * values_per_row), 1)
+    unit = rows // slot.rope_heads if slot.rope_heads else 1
+    step = max(_PIECE_BYTES // (4 * max(target[0].numel(), 1)) // unit, 1) * unit
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        target[start:stop].copy_(_float(checkpoint.source.read(info.name, start, stop), info))
+        piece = _float(checkpoint.source.read(info.name, start, stop), info)
+        target[start:stop].copy_(_halves(piece, unit) if slot.rope_heads else piece)
 
 
 def _float(values: Tensor, info: TensorInfo) -> Tensor:
@@ -81,11 +82,10 @@ def _float(values: Tensor, info: TensorInfo) -> Tensor:
     return values
 
 
-def _halves(values: Tensor, heads: int) -> Tensor:
+def _halves(values: Tensor, head_dim: int) -> Tensor:
     """Rows of rotated heads from GGUF's pairs (0, 1), (2, 3) ... to halves (0, C/2), (1, C/2 + 1) ..."""
-    if not heads:
-        return values
-    return values.reshape(heads, -1, 2, *values.shape[1:]).transpose(1, 2).flatten(0, 2)
+    pairs = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
+    return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -100,11 +100,23 @@ def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device |
 
 
 def _free_bytes(device: torch.device) -> int | None:
+    """What may still be allocated: of the GPU, or of the machine and the container around us. None: not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
     except (OSError, StopIteration):  # not Linux: let the allocator decide
         return None
-    return int(kilobytes) * 1024
+    return min(free, _container_bytes(Path("/sys/fs/cgroup"), free))
+
+
+def _container_bytes(group: Path, otherwise: int) -> int:
+    """What the container's limit (cgroup v2) leaves; its file pages can be dropped, so they do not count as used."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return otherwise
+    return otherwise if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))

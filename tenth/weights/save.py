@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,6 +24,7 @@ from tenth.weights.safetensors_file import INDEX_NAME, SINGLE_NAME
 from tenth.weights.tokenizer import Tokenizer
 
 _SHARD_BYTES = 2 << 30
+_CONFIG = "config.json"
 
 
 def save_model(
@@ -43,12 +44,12 @@ def save_model(
     config = exportable_as(decoder.config, model_type or decoder.config.model_type)
     raw = config_to_huggingface(config)
     with new_folder(folder) as place:
+        (place / _CONFIG).write_text(json.dumps(raw | _dtype_key(decoder, raw), indent=2) + "\n")
         _write_tensors(decoder, place, progress)
         if tokenizer is not None:
             tokenizer.save(place)
         if generation is not None:
             (place / "generation_config.json").write_text(generation.to_json())
-        (place / "config.json").write_text(json.dumps(raw | _dtype_key(decoder, raw), indent=2) + "\n")
 
 
 def _dtype_key(decoder: Decoder, raw: dict[str, Any]) -> dict[str, str]:
@@ -64,22 +65,23 @@ def check_new_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name at the end, or vanishes if anything fails.
+    """A temporary folder that becomes `folder` at the end, or vanishes if anything fails.
 
     WeightsError where `folder` exists and is not empty; MachineError where the disk refuses.
     """
     check_new_folder(folder)
+    folder = folder.resolve()
+    exists = folder.exists()  # it may be a mount point or the current folder: then it is filled, not replaced
+    place = (folder if exists else folder.parent) / f".tenth-{uuid4().hex}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise MachineError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
+        place.mkdir(parents=True)
         yield place
-        place.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        place.rename(folder)
+        if exists:
+            # config.json last: without it the folder is not yet a model
+            for path in sorted(place.iterdir(), key=lambda path: path.name == _CONFIG):
+                path.rename(folder / path.name)
+        else:
+            place.rename(folder)
     except (OSError, SafetensorError) as error:
         raise MachineError(f"{folder}: cannot be written: {str(error)[:200]}") from None
     finally:
@@ -96,7 +98,7 @@ def _write_tensors(decoder: Decoder, place: Path, progress: Progress | None) -> 
     for number, shard in enumerate(shards, 1):
         name = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({k: t.detach().cpu().contiguous() for k, t in shard.items()}, place / name, {"format": "pt"})
-        (place / name).chmod(0o644)  # the library writes for the owner alone
+        (place / name).chmod((place / _CONFIG).stat().st_mode)  # the library writes for the owner alone
         weight_map |= dict.fromkeys(shard, name)
         done += sum(tensor.nbytes for tensor in shard.values())
         if progress is not None:

@@ -132,9 +132,9 @@ def test_official_extra_keys_do_not_matter() -> None:
     ],
 )
 def test_refused_by_name(key: str, value: object) -> None:
+    # as saved by transformers 5, with the older key added by hand
+    scaled = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}} if key == "rope_parameters" else {}
     with pytest.raises(ConfigError) as caught:
-        # as saved by transformers 5, with the older key added by hand
-        scaled = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}} if key == "rope_parameters" else {}
         config_from_huggingface(_qwen3_moe() | scaled | {key: value}, "folder/config.json")
     message = str(caught.value)
     assert message.startswith("folder/config.json")

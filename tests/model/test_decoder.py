@@ -153,7 +153,7 @@ def test_refusals(decoder: Decoder) -> None:
         "outside the vocabulary": lambda: decoder(Batch.of([[512]])),
         "-1": lambda: decoder(Batch.of([[-1]])),
         "go together": lambda: decoder(batch, cache),
-        "either tokens or embeddings": lambda: decoder(replace(batch, tokens_T=None)),
+        "either tokens or embeddings": lambda: replace(batch, tokens_T=None),
         "3 tokens in layer 1, the batch 2": lambda: decoder(batch, routing=record),
         "has layers": lambda: decoder(batch, routing=Routing({})),
         "at least one": lambda: Batch.of([[1], []]),
@@ -181,3 +181,31 @@ def test_initialise_is_repeatable() -> None:
     one, same, other = (initialise(Decoder(CONFIG), seed=s).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_dropped_assignments_do_no_work(decoder: Decoder) -> None:
+    batch = Batch.of([_random(6, 3)])
+    own = decoder(batch, want=Want(routing="full")).routing
+    gone = Routing({i: replace(r, dropped_TK=torch.ones_like(r.dropped_TK)) for i, r in own.layers.items()})
+    out = decoder(batch, want=Want(routing="full"), routing=gone)
+    assert all((layer.gates_TK == 0).all() and layer.dropped_TK.all() for layer in out.routing.layers.values())
+    assert (out.logits_NV - decoder(batch).logits_NV).abs().max() > 1e-2
+
+
+def test_batches_and_wants_that_do_not_fit(decoder: Decoder) -> None:
+    batch = Batch.of([[1, 2, 3]])
+    record = decoder(batch, want=Want(routing="choice")).routing
+    outside = Routing({i: replace(r, experts_TK=r.experts_TK + 8) for i, r in record.layers.items()})
+    cases = {
+        "must rise": lambda: replace(batch, bounds=(0, 2, 2, 3)),
+        "positions_T has 1 rows": lambda: replace(batch, positions_T=torch.zeros(1, dtype=torch.int64)),
+        "tokens_T has 3 rows": lambda: replace(batch, bounds=(0, 4), positions_T=torch.arange(4)),
+        "width 64": lambda: decoder(replace(batch, tokens_T=None, embeddings_TD=torch.zeros(3, 63))),
+        "slot a token": lambda: replace(batch, placement=Placement(torch.arange(2), (torch.tensor([0]),), (3,))),
+        "logits 'first'": lambda: Want(logits="first"),
+        "routing 'all'": lambda: Want(routing="all"),
+        "outside 0 to 7": lambda: decoder(batch, routing=outside),
+    }
+    for message, call in cases.items():
+        with pytest.raises(RequestError, match=message):
+            call()

@@ -16,8 +16,8 @@ from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
 from tenth.routing.measures import dead_experts, expert_counts, max_violation
 from tenth.routing.record import Routing
-from tenth.train.default_model import calibration_tokens
 from tenth.train.upcycle import UpcycleOptions, default_shards, split_scale, upcycle, upcycled_config
+from tenth.train.upcycle_checkpoint import calibration_tokens
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 from tenth.weights.tokenizer import Tokenizer
@@ -109,6 +109,11 @@ def test_refusals() -> None:
         upcycled_config(replace(DENSE, mlp_bias=True), UpcycleOptions())
     with pytest.raises(RequestError, match="dense width 96"):
         upcycled_config(DENSE, UpcycleOptions(40, 10, 5))
+    for texts in ([[1]], [[1, 2, 3]] * 5):
+        with pytest.raises(RequestError, match="calibration text are too few"):
+            upcycle(_dense(), texts, UpcycleOptions(8, 4, 2))
+    with pytest.raises(RequestError, match="at least one document"):
+        upcycle(_dense(), [], UpcycleOptions(8, 4, 2))
     for wrong in ({"reinit": 1.0}, {"reinit": -0.1}, {"top_k": 0}, {"top_k": 33}, {"shards": 3}, {"shards": -1}):
         with pytest.raises(RequestError, match=next(iter(wrong))):
             UpcycleOptions(**wrong)
