@@ -15,7 +15,7 @@ import typer.core
 from tenth import __version__
 from tenth.errors import TenthError
 
-# in the order of a first acquaintance; each is a module here with a function of the same name
+# in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
 COMMANDS = ("chat", "run", "show", "list", "pull", "rm", "upcycle", "export")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
 import sys
 from dataclasses import asdict
 
 import typer
 from rich.console import Console
 
-from tenth.api import Generation, Stream
+from tenth.api import Generation, Model, Stream
 from tenth.observe.experts import expert_table, summarise
 
 # what a terminal would obey rather than show: a model's text must not move the cursor or set the title
@@ -48,16 +48,31 @@ def print_experts(result: Generation) -> None:
     Console(highlight=False).print(expert_table(result.routing))
 
 
-def leave_if_interrupted(result: Generation) -> None:
-    """A command of one answer that Ctrl-C ended has the exit code that shells expect of it."""
+def answer_once(stream: Stream, *, experts: bool, json: bool) -> None:
+    """The whole of a command that gives one answer; one that Ctrl-C ended has the exit code shells expect of it."""
+    if json:
+        for _ in stream:
+            pass
+        print(as_json(stream.result))
+        return
+    result = print_stream(stream)
+    if experts:
+        print_experts(result)
+    print_speed(result)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
+
+
+def print_notes(model: Model) -> None:
+    """What of the model's files was ignored or skipped, once, on standard error."""
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def as_json(result: Generation) -> str:
     """The generation as one JSON object, in ASCII: it is the same in every locale."""
     experts = [asdict(layer) for layer in summarise(result.routing)] if result.routing is not None else []
-    return json.dumps(
+    return json_module.dumps(
         {
             "text": result.text,
             "prompt_tokens": result.prompt_tokens,

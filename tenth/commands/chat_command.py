@@ -36,6 +36,7 @@ def command(
 ) -> None:
     """Talk with a model. In the chat: /help, /experts, /reset; Ctrl-C stops an answer, Ctrl-D leaves."""
     from tenth.api import load
+    from tenth.commands.answer import print_notes
     from tenth.commands.chat_session import ChatSession
     from tenth.commands.files import read_prompt, read_text
     from tenth.commands.progress import progress_bars
@@ -59,6 +60,7 @@ def command(
     )
     with progress_bars(quiet=json) as report:
         loaded = load(model, dtype=dtype, device=device, chat_template=source, report=report)
+    print_notes(loaded)
     session = ChatSession(loaded, system, chosen)
     if question is None:
         session.run()

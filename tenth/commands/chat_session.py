@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tenth.api import Generation, Model
-from tenth.commands.answer import as_json, leave_if_interrupted, print_experts, print_speed, print_stream
+from tenth.commands.answer import answer_once, print_experts, print_speed, print_stream
 from tenth.errors import TenthError
 
 _HELP = """\
@@ -32,16 +32,7 @@ class ChatSession:
         """Answer one question."""
         messages = [*self._messages, {"role": "user", "content": question}]
         stream = self._model.stream(messages, routing="full", **self._options)
-        if json:
-            for _ in stream:
-                pass
-            print(as_json(stream.result))
-            return
-        result = print_stream(stream)
-        if experts:
-            print_experts(result)
-        print_speed(result)
-        leave_if_interrupted(result)
+        answer_once(stream, experts=experts, json=json)
 
     def run(self) -> None:
         """Read and answer until the input ends."""

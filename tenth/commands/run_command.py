@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Continue a text, without a chat template."""
     from tenth.api import load
-    from tenth.commands.answer import as_json, leave_if_interrupted, print_experts, print_speed, print_stream
+    from tenth.commands.answer import answer_once, print_notes
     from tenth.commands.files import read_prompt
     from tenth.commands.progress import progress_bars
 
@@ -48,14 +48,5 @@ def command(
     )
     with progress_bars(quiet=json) as report:
         loaded = load(model, dtype=dtype, device=device, report=report)
-    stream = loaded.stream(text, routing="full", **chosen)
-    if json:
-        for _ in stream:
-            pass
-        print(as_json(stream.result))
-        return
-    result = print_stream(stream)
-    if experts:
-        print_experts(result)
-    print_speed(result)
-    leave_if_interrupted(result)
+    print_notes(loaded)
+    answer_once(loaded.stream(text, routing="full", **chosen), experts=experts, json=json)

@@ -48,6 +48,10 @@ class UpcycleOptions:
             raise RequestError(f"reinit is {self.reinit}, it must be at least 0 and below 1")
         if not 1 <= self.top_k <= self.num_experts:
             raise RequestError(f"top_k is {self.top_k}, it must lie between 1 and the {self.num_experts} experts")
+        if not 0 <= self.seed < 1 << 48:
+            raise RequestError(f"seed is {self.seed}, it must lie between 0 and 2^48")
+        if self.num_experts > 1 << 16:
+            raise RequestError(f"num_experts is {self.num_experts}, it must be at most 65,536")
         if self.shards < 0 or (self.shards and (self.top_k % self.shards or self.num_experts % self.shards)):
             raise RequestError(
                 f"shards is {self.shards}, it must divide top_k {self.top_k} and num_experts {self.num_experts}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +59,12 @@ def _dtype_key(decoder: Decoder, raw: dict[str, Any]) -> dict[str, str]:
 
 
 def check_new_folder(folder: Path) -> None:
-    """WeightsError where `folder` exists and is not an empty folder."""
+    """WeightsError where `folder` exists and is not empty, MachineError where it cannot be made: before any work."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder}: exists and is not an empty folder; choose another name or remove it first")
+    nearest = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise MachineError(f"{folder}: cannot be written: {nearest} is no folder that may be written to")
 
 
 @contextmanager

@@ -114,7 +114,16 @@ def test_refusals() -> None:
             upcycle(_dense(), texts, UpcycleOptions(8, 4, 2))
     with pytest.raises(RequestError, match="at least one document"):
         upcycle(_dense(), [], UpcycleOptions(8, 4, 2))
-    for wrong in ({"reinit": 1.0}, {"reinit": -0.1}, {"top_k": 0}, {"top_k": 33}, {"shards": 3}, {"shards": -1}):
+    for wrong in (
+        {"reinit": 1.0},
+        {"reinit": -0.1},
+        {"top_k": 0},
+        {"top_k": 33},
+        {"shards": 3},
+        {"shards": -1},
+        {"seed": -1},
+        {"seed": 1 << 70},
+    ):
         with pytest.raises(RequestError, match=next(iter(wrong))):
             UpcycleOptions(**wrong)
 
