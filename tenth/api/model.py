@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -83,11 +83,10 @@ class Model:
         self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: RecordKind = "choice"
     ) -> ModelOutput:
         """Run rows of equal length: logits of every position, and the routing record."""
-        if routing not in get_args(RecordKind):
-            raise RequestError(f"routing is {routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
+        want = Want(hidden=hidden, routing=routing)
         tokens_BT = _rows(tokens_BT)
         batch = Batch.of(list(tokens_BT), device=self.decoder.device)
-        out = self.decoder(batch, want=Want(hidden=hidden, routing=routing))
+        out = self.decoder(batch, want=want)
         assert out.logits_NV is not None
         shape = (*tokens_BT.shape, -1)
         states = None if out.hidden_TD is None else out.hidden_TD.view(shape)

@@ -98,9 +98,9 @@ class Want:
 
     def __post_init__(self) -> None:
         if not isinstance(self.logits, Tensor) and self.logits not in ("all", "last", "none"):
-            raise RequestError(f"want logits {self.logits!r}: must be all, last, none or indices")
+            raise RequestError(f"logits is {self.logits!r:.40}, it must be all, last, none or indices")
         if self.routing not in get_args(RecordKind):
-            raise RequestError(f"want routing {self.routing!r}: must be {', '.join(get_args(RecordKind))}")
+            raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From files into a decoder, tensor by tensor; the peak of memory is the model in its type and 64 MB."""
+"""From files into a decoder, tensor by tensor; the peak of memory is the model in its type and under 100 MB."""
 
 from __future__ import annotations
 

@@ -202,8 +202,8 @@ def test_batches_and_wants_that_do_not_fit(decoder: Decoder) -> None:
         "tokens_T has 3 rows": lambda: replace(batch, bounds=(0, 4), positions_T=torch.arange(4)),
         "width 64": lambda: decoder(replace(batch, tokens_T=None, embeddings_TD=torch.zeros(3, 63))),
         "slot a token": lambda: replace(batch, placement=Placement(torch.arange(2), (torch.tensor([0]),), (3,))),
-        "logits 'first'": lambda: Want(logits="first"),
-        "routing 'all'": lambda: Want(routing="all"),
+        "logits is 'first'": lambda: Want(logits="first"),
+        "routing is 'all'": lambda: Want(routing="all"),
         "outside 0 to 7": lambda: decoder(batch, routing=outside),
     }
     for message, call in cases.items():

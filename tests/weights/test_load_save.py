@@ -298,7 +298,7 @@ print(peak() - before, sum(p.nbytes for p in decoder.parameters()))
 
 @pytest.mark.parametrize(("kind", "family"), [("safetensors", "qwen3_moe"), ("gguf", "qwen3_moe"), ("gguf", "llama")])
 def test_peak_memory_of_loading(kind: str, family: str, tmp_path: Path) -> None:
-    """The model in its type and 64 MB (and what the reader's code itself takes): float32 and Q8_0 to bfloat16."""
+    """The model in its type and under 100 MB, the code itself included: float32 and Q8_0 to bfloat16."""
     changes: dict[str, Any] = {"vocab_size": 40_000, "hidden_size": 1024}
     changes |= {"moe_intermediate_size": 1024, "num_experts": 16} if family == "qwen3_moe" else {}
     changes |= {"hidden_size": 2048, "num_attention_heads": 64, "intermediate_size": 8192} if family == "llama" else {}
@@ -312,4 +312,4 @@ def test_peak_memory_of_loading(kind: str, family: str, tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", _PEAK, str(path)], capture_output=True, text=True, check=True)
     grown, size = (int(n) for n in run.stdout.split())
     assert size > 300e6
-    assert grown < size + 64e6 + 20e6
+    assert grown < size + 100e6
