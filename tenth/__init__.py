@@ -1,4 +1,4 @@
-"""Run, serve, compress, train and watch sparse mixture-of-experts language models.
+"""Run sparse mixture-of-experts language models, and see what the experts do.
 
 >>> import tenth
 >>> m = tenth.load("default")                                       # doctest: +SKIP

@@ -7,9 +7,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tenth.model.decoder import Decoder, initialise
+from tenth.model.preset import preset
+from tenth.weights.bundled import bundled_gguf
+from tenth.weights.checkpoint import open_checkpoint
+from tenth.weights.save import save_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,14 +42,32 @@ def test_the_tree_is_drawn_from_the_docstrings() -> None:
     assert drawn[1] == tree(), f"README should show:\n{tree()}"
 
 
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random mixture of experts with the vocabulary of the default model."""
+    with open_checkpoint(bundled_gguf()) as checkpoint:
+        tokenizer, vocab_size = checkpoint.tokenizer(), checkpoint.config.vocab_size
+    config = replace(preset("tiny-moe"), vocab_size=vocab_size)
+    folder = tmp_path_factory.mktemp("models") / "sparse"
+    save_model(initialise(Decoder(config), 0), folder, tokenizer=tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("file", ["README.md", "docs/python.md"])
-def test_python_examples_run(file: str, tmp_path: Path) -> None:
-    """All blocks of a file, one after the other in one process, in an empty folder."""
+def test_python_examples_run(file: str, kind: str, sparse: Path, tmp_path: Path) -> None:
+    """All blocks of a file, one after the other in one process, in an empty folder, on a dense and a sparse model."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
     assert blocks
-    code = "\n".join(blocks).replace('load("default")', 'load("default-dense")')
+    model = "default-dense" if kind == "dense" else str(sparse)
+    code = "\n".join(blocks).replace('load("default")', f'load("{model}")')
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+    if file == "docs/python.md":
+        assert run.stdout.count("torch.Size([8, 2]) torch.Size([8, 2]) torch.Size([8, 8])") == (
+            2 if kind == "sparse" else 0
+        )
+        assert (tmp_path / "moe" / "config.json").exists()
 
 
 def test_commands_in_the_readme_exist() -> None:

@@ -69,7 +69,9 @@ class Model:
         self.notes = tuple(notes)
         self.end_ids = self.generation.end_ids | tokenizer.end_ids
         self.defaults = Settings(sampling=_sampling(self.generation))
-        source = chat_template or tokenizer.chat_template
+        if chat_template is not None and not chat_template.strip():
+            raise TemplateError("the chat template that was given is empty")
+        source = tokenizer.chat_template if chat_template is None else chat_template
         self.template = ChatTemplate(source, variables=tokenizer.special_tokens) if source else None
         self._forbidden = frozenset(tokenizer.unknown_ids(decoder.config.vocab_size))
         self._idle: CachedSequence | None = None
@@ -221,11 +223,11 @@ def load(
 
 def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
     """A torch type by its name; `auto` stays `auto`, RequestError for anything else."""
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype == "auto":
         return "auto"
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise RequestError(f"dtype is {dtype!r}, it must be auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
@@ -233,7 +235,7 @@ def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
 def _device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise RequestError(f"device is {device!r}, it must be cpu, cuda or cuda:N") from None
     devices = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
     if (chosen.index or 0) >= devices.get(chosen.type, 0):

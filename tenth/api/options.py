@@ -47,6 +47,8 @@ class Settings:
             raise RequestError(f"max_tokens is {self.max_tokens!r:.40}, it must be a whole number of at least 1")
         if self.routing not in get_args(RecordKind):
             raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
+        if self.template_arguments is not None and not isinstance(self.template_arguments, Mapping):
+            raise RequestError(f"template_arguments is {self.template_arguments!r:.40}, it must be a mapping")
         if type(self.cache) is not bool:
             raise RequestError(f"cache is {self.cache!r:.40}, it must be True or False")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -69,11 +70,12 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Run, serve, compress, train and watch sparse mixture-of-experts language models."""
+    """Run sparse mixture-of-experts language models, and see what the experts do."""
 
 
 def main() -> None:
     """Entry point: an error is one line and exit code 2, an interrupt is 130, a reader that left early 1."""
+    signal.signal(signal.SIGTERM, _leave)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
@@ -82,8 +84,15 @@ def main() -> None:
         _flush()
 
 
+def _leave(number: int, _: object) -> None:
+    """A polite kill unwinds like an error: half-written folders are removed on the way out."""
+    raise SystemExit(128 + number)
+
+
 def _flush() -> None:
     """Write out what is left; the interpreter, shutting down, would complain of a reader that has left."""
+    if sys.stdout is None:  # closed by the caller
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 
 import typer
@@ -35,7 +36,7 @@ def print_speed(result: Generation) -> None:
         f"{len(result.tokens)} tokens",
         f"{result.tokens_per_second:.1f} tok/s",
         f"first after {result.prefill_seconds:.2f} s (prompt of {result.prompt_tokens})",
-        {"length": "stopped at --max-tokens"}.get(result.finish_reason, ""),
+        {"length": "length limit reached"}.get(result.finish_reason, ""),
     ]
     Console(stderr=True, highlight=False, soft_wrap=True).print(" · ".join(part for part in parts if part), style="dim")
 
@@ -51,14 +52,16 @@ def print_experts(result: Generation) -> None:
 def answer_once(stream: Stream, *, experts: bool, json: bool) -> None:
     """The whole of a command that gives one answer; one that Ctrl-C ended has the exit code shells expect of it."""
     if json:
-        for _ in stream:
-            pass
-        print(as_json(stream.result))
-        return
-    result = print_stream(stream)
-    if experts:
-        print_experts(result)
-    print_speed(result)
+        with suppress(KeyboardInterrupt):  # what there is comes with finish_reason "interrupted"
+            for _ in stream:
+                pass
+        result = stream.result
+        print(as_json(result))
+    else:
+        result = print_stream(stream)
+        if experts:
+            print_experts(result)
+        print_speed(result)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
 

@@ -11,7 +11,10 @@ _SAMPLING = "Sampling"
 _MODEL = "Model"
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A path, a hub name (owner/name, owner/name:Q4_K_M), or `default`.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A path, a hub name (owner/name, owner/name:Q4_K_M), `default` or `default-dense`."
+    ),
 ]
 Temperature = Annotated[
     float | None,

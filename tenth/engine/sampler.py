@@ -15,6 +15,7 @@ from torch import Tensor
 from tenth.errors import RequestError
 
 _SEEDS = 1 << 63
+_DRAWN_SEEDS = 1 << 53  # every JSON reader gives such a number back as it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Sampler:
         self, options: Sampling, prompt: Sequence[int], vocab_size: int, forbidden: Collection[int] = ()
     ) -> None:
         self.options = options
-        self.seed = secrets.randbelow(_SEEDS) if options.seed is None else options.seed
+        self.seed = secrets.randbelow(_DRAWN_SEEDS) if options.seed is None else options.seed
         self._generator = torch.Generator().manual_seed(self.seed)
         for bad in (min(prompt, default=0), max(prompt, default=0)):
             if not 0 <= bad < vocab_size:

