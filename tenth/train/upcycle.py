@@ -114,7 +114,7 @@ def upcycle(
     check_memory(config, dense.dtype, dense.device)
     groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
     batch = _calibration_batch(calibration, 4 * groups, dense)
-    x_ND = dense.embedding.rows(_tokens(batch))
+    x_ND, cos_sin = dense.embedding.rows(_tokens(batch)), dense.cos_sin(batch)
     sparse = Decoder(config, dtype=dense.dtype, device="meta")
     _share(dense, sparse)
     for index, (layer, source) in enumerate(zip(sparse.blocks(), dense.blocks(), strict=True)):
@@ -124,7 +124,7 @@ def upcycle(
         draws = [torch.Generator().manual_seed((options.seed * config.num_layers + index) * 3 + n) for n in range(3)]
         layer.mlp.experts = _experts(source.mlp, moe, draws[0])
         _redraw(layer.mlp.experts, round(options.reinit * moe.intermediate_size), draws[1])
-        x_ND, states_ND = _through(source, x_ND, batch, dense)
+        x_ND, states_ND = _through(source, x_ND, batch, cos_sin)
         rows_RD = group_rows(states_ND, groups, moe.top_k * groups // moe.num_experts, draws[2])
         rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
         layer.mlp.router.weight_ED = torch.nn.Parameter(
@@ -149,12 +149,12 @@ def _tokens(batch: Batch) -> Tensor:
     return batch.tokens_T
 
 
-def _through(layer: Layer, x_ND: Tensor, batch: Batch, dense: Decoder) -> tuple[Tensor, Tensor]:
+def _through(layer: Layer, x_ND: Tensor, batch: Batch, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Run one dense layer; returns its output and what entered its feed-forward part, float32 on the CPU."""
     kept: list[Tensor] = []
     hook = layer.mlp.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float().cpu()))
     try:
-        x_ND, _ = layer(x_ND, batch, dense.cos_sin(batch), None, Want(logits="none"), None)
+        x_ND, _ = layer(x_ND, batch, cos_sin, None, Want(logits="none"), None)
     finally:
         hook.remove()
     return x_ND, kept[0]

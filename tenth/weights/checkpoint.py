@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,18 +134,11 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 def _check_size(config: ModelConfig, source: TensorSource, path: Path) -> None:
     """A config that asks for far more than the files hold is refused before anything of its size is built."""
-    held = sum(_elements(info.shape) for info in source.tensors.values())
+    held = sum(math.prod(info.shape) for info in source.tensors.values())
     if config.parameters.total > 4 * held + 1_000_000:
         raise FileFormatError(
             f"{path}: the config asks for {config.parameters.total:,} parameters, the files hold {held:,}"
         )
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _checked(

@@ -345,6 +345,16 @@ def test_list_names_what_is_here(environment: dict[str, str]) -> None:
     assert not made.exists()
 
 
+def test_a_polite_kill_unwinds(environment: dict[str, str], saved: Saved) -> None:
+    """143 by our own leave-taking; killed by the signal itself, the process would clean nothing up."""
+    command = [sys.executable, "-m", "tenth", "run", str(saved.sparse), "-p", "Hello", "-n", "500"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"loading weights ...\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+
+
 # ---- what is refused
 
 

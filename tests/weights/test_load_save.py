@@ -21,7 +21,7 @@ from tenth.model.preset import preset
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.generation import GenerationDefaults
 from tenth.weights.load import load_decoder
-from tenth.weights.save import save_model
+from tenth.weights.save import new_folder, save_model
 from tests.weights.models import ARCHITECTURES, change_json, raw_config, write_folder, write_gguf
 
 TOKENS = torch.tensor([5, 17, 250, 3, 99, 41, 7])
@@ -264,6 +264,8 @@ def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(MachineError, match="No space left"):
         save_model(decoder, tmp_path / "new", progress=fail)
+    with pytest.raises(SystemExit), new_folder(tmp_path / "new"):  # what a polite kill becomes
+        raise SystemExit(143)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["full", "precious"]
     save_model(decoder, tmp_path / "new", generation=GenerationDefaults(frozenset({3}), top_k=5))
     assert json.loads((tmp_path / "new" / "generation_config.json").read_text()) == {"eos_token_id": [3], "top_k": 5}
