@@ -20,6 +20,7 @@ test: $(VENV)/.done-test check
 
 test-slow: $(VENV)/.done-slow
 	$(BIN)/pytest -m "slow and not gpu" -s
+	$(BIN)/pytest -n auto -m "not slow and not gpu" --hypothesis-profile=explore
 
 check: $(VENV)/.done-test
 	$(BIN)/ruff check .

@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; commands they start inherit this
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from tenth.weights.bundled import bundled_gguf
+
+# `make test` draws the same examples every time: a commit passes or fails for good. `make test-slow` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
