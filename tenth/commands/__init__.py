@@ -80,6 +80,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
         app()
+    except KeyboardInterrupt:  # between the command and here: the interpreter would kill itself with the signal
+        raise SystemExit(130) from None
     finally:
         _flush()
 
