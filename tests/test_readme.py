@@ -70,6 +70,24 @@ def test_python_examples_run(file: str, kind: str, sparse: Path, tmp_path: Path)
         assert (tmp_path / "moe" / "config.json").exists()
 
 
+def test_the_reader_in_the_docs_reads_what_we_write(tmp_path: Path) -> None:
+    """The example of docs/packed.md, and its values beside ours."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "packed.md").read_text(), re.DOTALL)
+    compared = """
+from tenth.weights.checkpoint import open_checkpoint
+with open_checkpoint(folder) as checkpoint:
+    for name, tensor in checkpoint.packed.index.tensors.items():
+        data, entry = read(name)
+        if len(tensor.formats) == 1:
+            ours = checkpoint.packed.matrix(name).dense().numpy()
+            assert (int4_g32(data, *entry["shape"]) == ours).all()
+"""
+    code = "\n".join([*blocks, compared])
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("['int4-g32'] 0.0")
+
+
 def test_commands_in_the_readme_exist() -> None:
     from tenth.commands import COMMANDS
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from tenth.api.options import Options, Settings
 from tenth.api.stream import Generation, Stream
+from tenth.engine.captured import runner_of
 from tenth.engine.generate import Step, cached_generate, check_room, naive_generate
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
+from tenth.kernels.choice import choose_kernels
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
@@ -65,6 +67,7 @@ class Model:
         notes: Sequence[str] = (),
     ) -> None:
         self.decoder, self.tokenizer = decoder, tokenizer
+        self._runner = runner_of(decoder)
         self.generation = generation or GenerationDefaults()
         self.notes = tuple(notes)
         self.end_ids = self.generation.end_ids | tokenizer.end_ids
@@ -126,7 +129,7 @@ class Model:
             yield from naive_generate(self.decoder, ids, sampler, **limits)
             return
         # the cached sequence of the last turn goes to one stream at a time; a second one begins its own
-        sequence, self._idle = self._idle or CachedSequence(self.decoder), None
+        sequence, self._idle = self._idle or CachedSequence(self._runner), None
         try:
             yield from cached_generate(sequence, ids, sampler, **limits)
         finally:
@@ -201,13 +204,16 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: str = "cpu",
+    backend: str = "auto",
+    threads: int | None = None,
     chat_template: str | None = None,
     report: Callable[[str], Progress] | None = None,
 ) -> Model:
     """Load a model by path, hub name, `default` or `default-dense`.
 
     `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
-    model's own (Jinja source). `report` is told what is being done and returns where its progress goes.
+    model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels on `threads` threads, for packed
+    models), `auto` the best there is. `report` is told what is being done and returns where its progress goes.
     """
     chosen, place = chosen_dtype(dtype), _device(device)
     path = resolve(str(model), report)
@@ -215,7 +221,8 @@ def load(
         tokenizer = checkpoint.tokenizer()
         generation = checkpoint.generation()
         progress = report("loading weights") if report else None
-        decoder = load_decoder(checkpoint, dtype=chosen, device=place, progress=progress)
+        kernels = choose_kernels(backend, packed=checkpoint.packed is not None, threads=threads)
+        decoder = load_decoder(checkpoint, dtype=chosen, device=place, kernels=kernels, progress=progress)
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
     return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes)

@@ -32,6 +32,8 @@ def command(
     chat_template: o.Template = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
     json: o.Json = False,
 ) -> None:
     """Talk with a model. In the chat: /help, /experts, /reset; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -59,7 +61,9 @@ def command(
         template_arguments=None if think is None else {"enable_thinking": think},
     )
     with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, chat_template=source, report=report)
+        loaded = load(
+            model, dtype=dtype, device=device, backend=backend, threads=threads, chat_template=source, report=report
+        )
     print_notes(loaded)
     session = ChatSession(loaded, system, chosen)
     if question is None:

@@ -55,6 +55,14 @@ Dtype = Annotated[
     str, typer.Option("--dtype", help="auto, bfloat16, float32, float16, float64.", rich_help_panel=_MODEL)
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", help="auto, reference, or cpu: native, for packed models.", rich_help_panel=_MODEL),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads of the cpu backend.", show_default="all cores", rich_help_panel=_MODEL),
+]
 Template = Annotated[
     Path | None,
     typer.Option("--chat-template", help="A Jinja file instead of the model's own template.", rich_help_panel=_MODEL),

@@ -25,6 +25,8 @@ def command(
     experts: o.Experts = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
     json: o.Json = False,
 ) -> None:
     """Continue a text, without a chat template."""
@@ -47,6 +49,6 @@ def command(
         stop=stop,
     )
     with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, report=report)
+        loaded = load(model, dtype=dtype, device=device, backend=backend, threads=threads, report=report)
     print_notes(loaded)
     answer_once(loaded.stream(text, routing="full", **chosen), experts=experts, json=json)

@@ -10,6 +10,7 @@ from tenth.commands import options as o
 
 if TYPE_CHECKING:
     from tenth.model.config import ModelConfig
+    from tenth.weights.packed_index import PackedIndex
 
 
 def command(
@@ -21,27 +22,30 @@ def command(
     """Print architecture, parameters, memory at 4, 8 and 16 bits, context and KV cost of a model or preset."""
     import json as json_module
 
-    config, notes, backend = _config_of(model)
-    facts = describe(config)
+    config, notes, backend, weights = _config_of(model)
+    facts = describe(config) | weights
     if json:
         print(json_module.dumps(facts | {"backend": backend, "notes": notes}))
         return
-    _print(model, config, facts, notes)
+    _print(model, config, facts, notes if backend is None else [f"backend {backend}", *notes])
 
 
-def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None]:
-    """The config, and what there is to say of the files behind it."""
+def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None, dict[str, Any]]:
+    """The config, what there is to say of the files behind it, and the figures of packed weights."""
     from tenth.api import resolve
+    from tenth.kernels.choice import choose_kernels
+    from tenth.kernels.choice import describe as describe_kernels
     from tenth.model.preset import preset, preset_names
     from tenth.weights.checkpoint import open_checkpoint, read_config
     from tenth.weights.hub import existing
 
     path = existing(model)
     if path is None and model in preset_names():
-        return preset(model), [f"preset {model}, no weights"], None
+        return preset(model), [f"preset {model}, no weights"], None, {}
     if path is not None and (path / "config.json").exists() and not any(path.glob("*.safetensors")):
         config, ignored = read_config(path)
-        return config, ["config.json only, no weights", *(f"config key {key!r} is ignored" for key in ignored)], None
+        notes = ["config.json only, no weights", *(f"config key {key!r} is ignored" for key in ignored)]
+        return config, notes, None, {}
     with open_checkpoint(resolve(model)) as checkpoint:
         kinds: dict[str, int] = {}
         for info in checkpoint.source.tensors.values():
@@ -50,7 +54,15 @@ def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None]:
         notes = [f"{checkpoint.format} at {checkpoint.path}", f"{len(checkpoint.source.tensors)} tensors: {sizes}"]
         notes += [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
-        return checkpoint.config, notes, "reference"
+        weights = {} if checkpoint.packed is None else packed_facts(checkpoint.packed.index, checkpoint.config)
+        backend = describe_kernels(choose_kernels(packed=checkpoint.packed is not None))
+        return checkpoint.config, notes, backend, weights
+
+
+def packed_facts(index: PackedIndex, config: ModelConfig) -> dict[str, Any]:
+    """Bytes of packed weights, by format, and the bits that a parameter takes with its share of scales and norms."""
+    bits = round(index.nbytes * 8 / config.parameters.total, 4)
+    return {"weights_bytes": index.nbytes, "bits_per_weight": bits, "bytes_by_format": index.bytes_by_format()}
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -111,6 +123,10 @@ def _print(model: str, config: ModelConfig, facts: dict[str, Any], notes: list[s
     kv = config.kv_bytes_per_token()
     full = kv * config.context_length / 1e9
     console.print(f"  KV cache     {kv / 1024:.1f} KiB a token in bf16, {full:.2f} GB for the whole context")
+    if "weights_bytes" in facts:
+        sizes = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in facts["bytes_by_format"].items())
+        size, bits = facts["weights_bytes"] / 1e9, facts["bits_per_weight"]
+        console.print(f"  weights      {size:.2f} GB packed, {bits:.2f} bits a weight: {sizes}")
     console.print(f"  work         {facts['flops_per_token'] / 1e9:.2f} GFLOP a token")
     table = Table("part", "parameters", "4 bits", "8 bits", "16 bits", box=None, header_style="bold", padding=(0, 2))
     for column in table.columns[1:]:

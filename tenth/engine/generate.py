@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tenth.engine.captured import Runner
 from tenth.engine.sampler import Sampler
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import RequestError
@@ -98,7 +99,7 @@ def _generate(
         tokens = [token]
 
 
-def check_room(decoder: Decoder, prompt: Sequence[int], max_tokens: int) -> int:
+def check_room(decoder: Runner, prompt: Sequence[int], max_tokens: int) -> int:
     """Tokens that may follow the prompt; RequestError where there is no prompt, or none may."""
     if not prompt:
         raise RequestError("the prompt is empty; it must hold at least one token")

@@ -1,6 +1,8 @@
 """From logits to a token: penalties, temperature, top-k, top-p, min-p, in that order, by a seed of the request's own.
 
-V vocabulary.
+What plain torch does here is the oracle; where the native kernels are built, they do the same in one call for a batch.
+
+R rows, one a request; V vocabulary; S tokens seen by a request, each once; W words of 32 bits.
 """
 
 from __future__ import annotations
@@ -8,11 +10,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
+from tenth.kernels.cpu.machine import built, machine
+
+if TYPE_CHECKING:
+    import tenth.kernels.cpu._native as _native
+    from tenth.kernels.cpu.sampling import RowSampling
 
 _SEEDS = 1 << 63
 _DRAWN_SEEDS = 1 << 53  # every JSON reader gives such a number back as it was
@@ -60,14 +70,58 @@ def _whole(name: str, value: int, most: int) -> None:
         raise RequestError(f"{name} is {value!r:.40}, it must be a whole number from 0 to {most}")
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, and where they were asked for its log-probability and those of the likeliest tokens.
+
+    They are the model's own: of the logits as they came, at temperature 1.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+class _Seen:
+    """The tokens of a request, each once, and how often each was generated."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self._ids = torch.tensor([*self._places, *[0] * 64], dtype=torch.int32)
+        self._counts = torch.zeros(len(self._ids))
+
+    @property
+    def ids_S(self) -> Tensor:
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts_S(self) -> Tensor:
+        return self._counts[: len(self._places)]
+
+    def add(self, token: int) -> None:
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
+            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
+        self._ids[place] = token
+        self._counts[place] += 1
+
+
 class Sampler:
     """The state of one request: what it has seen, and its stream of random numbers.
 
-    RequestError for a prompt with ids outside the vocabulary. Ids in `forbidden` are never drawn.
+    RequestError for a prompt with ids outside the vocabulary. Ids in `forbidden` are never drawn. `native` names the
+    team of threads that draws; True is the default one where the kernels are built, False leaves it to torch.
     """
 
     def __init__(
-        self, options: Sampling, prompt: Sequence[int], vocab_size: int, forbidden: Collection[int] = ()
+        self,
+        options: Sampling,
+        prompt: Sequence[int],
+        vocab_size: int,
+        forbidden: Collection[int] = (),
+        *,
+        native: _native.Machine | bool = True,
     ) -> None:
         self.options = options
         self.seed = secrets.randbelow(_DRAWN_SEEDS) if options.seed is None else options.seed
@@ -75,39 +129,138 @@ class Sampler:
         for bad in (min(prompt, default=0), max(prompt, default=0)):
             if not 0 <= bad < vocab_size:
                 raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-        self._prompt_V = torch.zeros(vocab_size, dtype=torch.bool)
-        self._prompt_V[torch.tensor(list(prompt), dtype=torch.int64)] = True
-        self._counts_V = torch.zeros(vocab_size)
+        self._seen = _Seen(prompt)
+        self._vocab_size = vocab_size
         self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.int64)
+        self._native = native
 
     def draw(self, logits_V: Tensor) -> int:
         """Choose the next token and remember it; RequestError where the logits are NaN, or leave no token to draw."""
-        logits_V = logits_V.detach().to("cpu", torch.float32, copy=True)
-        if torch.isnan(logits_V).any():
-            raise RequestError("the model's logits are not numbers (NaN): its weights or its precision are at fault")
+        drawn = draw_rows([self], logits_V[None])[0]
+        if isinstance(drawn, RequestError):
+            raise drawn
+        return drawn.token
+
+    @cached_property
+    def _team(self) -> _native.Machine | None:
+        if isinstance(self._native, bool):
+            return machine() if self._native and built() else None
+        return self._native
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    @property
+    def _penalises(self) -> bool:
+        options = self.options
+        return options.repetition_penalty != 1.0 or bool(options.presence_penalty or options.frequency_penalty)
+
+    @property
+    def _repetition_penalty(self) -> float:
+        # not so small that float32 makes 0 of it: minus infinity times it must stay what it is
+        return max(self.options.repetition_penalty, torch.finfo(torch.float32).tiny)
+
+    @cached_property
+    def _allowed_W(self) -> Tensor | None:
+        if not len(self._forbidden):
+            return None
+        allowed = np.ones(-(-self._vocab_size // 32) * 32, dtype=np.bool_)
+        allowed[self._forbidden.numpy()] = False
+        return torch.from_numpy(np.packbits(allowed, bitorder="little").view(np.int32))
+
+    def _row(self) -> RowSampling:
+        from tenth.kernels.cpu.sampling import RowSampling
+
+        options = self.options
+        seen = len(self._seen.ids_S) if self._penalises else 0
+        return RowSampling(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            uniform=self._uniform() if options.temperature else 0.0,
+            repetition_penalty=self._repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            ids_S=self._seen.ids_S[:seen],
+            counts_S=self._seen.counts_S[:seen],
+            allowed_W=self._allowed_W,
+        )
+
+    def _by_torch(self, raw_V: Tensor, logprobs: int | None) -> Drawn | RequestError:
+        if torch.isnan(raw_V).any():
+            return _not_numbers()
+        logits_V = raw_V.clone()
         logits_V[self._forbidden] = -torch.inf
         self._penalise(logits_V)
         if not (logits_V > -torch.inf).any():
-            raise RequestError("the model's logits leave no token to draw: all are minus infinity")
+            return _nothing_left()
         token = int(logits_V.argmax()) if self.options.temperature == 0 else self._random(logits_V)
-        self._counts_V[token] += 1
-        return token
+        if logprobs is None:
+            return Drawn(token)
+        logprobs_V = torch.log_softmax(_heated(raw_V, 1.0), dim=0)
+        values, ids = torch.sort(logprobs_V, descending=True, stable=True)
+        top = list(zip(ids[:logprobs].tolist(), values[:logprobs].tolist(), strict=True))
+        return Drawn(token, float(logprobs_V[token]), top)
 
     def _penalise(self, logits_V: Tensor) -> None:
-        options = self.options
+        options, ids_S, counts_S = self.options, self._seen.ids_S.long(), self._seen.counts_S
+        known_S = logits_V[ids_S]
         if options.repetition_penalty != 1.0:
-            seen = self._prompt_V | (self._counts_V > 0)
-            known = logits_V[seen]
-            factor = options.repetition_penalty
-            logits_V[seen] = torch.where(known > 0, known / factor, known * factor)
+            factor = self._repetition_penalty
+            known_S = torch.where(known_S > 0, known_S / factor, known_S * factor)
         if options.presence_penalty or options.frequency_penalty:
-            logits_V -= options.presence_penalty * (self._counts_V > 0) + options.frequency_penalty * self._counts_V
+            known_S -= options.presence_penalty * (counts_S > 0) + options.frequency_penalty * counts_S
+        logits_V[ids_S] = known_S
 
     def _random(self, logits_V: Tensor) -> int:
         p, ids = kept(_heated(logits_V, self.options.temperature), self.options)
-        u = torch.rand((), generator=self._generator, dtype=torch.float64)
-        place = int(torch.searchsorted(p.cumsum(0), u * p.sum(), right=True))
+        place = int(torch.searchsorted(p.cumsum(0), self._uniform() * p.sum(), right=True))
         return int(ids[min(place, len(ids) - 1)])
+
+
+def draw_rows(
+    samplers: Sequence[Sampler], logits_RV: Tensor, *, logprobs: int | None = None
+) -> list[Drawn | RequestError]:
+    """One token for each request, which remembers it; an error where the row's logits are NaN or leave no token.
+
+    With `logprobs` the log-probabilities of the token and of so many likeliest ones. A row's draw does not depend on
+    the other rows. All samplers must be of one vocabulary and one team of threads.
+    """
+    logits_RV = logits_RV.detach().to("cpu", torch.float32).contiguous()
+    assert all(sampler._vocab_size == logits_RV.shape[1] for sampler in samplers)
+    team = samplers[0]._team if samplers else None
+    if team is None:
+        drawn = [sampler._by_torch(row_V, logprobs) for sampler, row_V in zip(samplers, logits_RV, strict=True)]
+    else:
+        drawn = _by_native(team, samplers, logits_RV, logprobs)
+    for sampler, one in zip(samplers, drawn, strict=True):
+        if isinstance(one, Drawn):
+            sampler._seen.add(one.token)
+    return drawn
+
+
+def _by_native(
+    team: _native.Machine, samplers: Sequence[Sampler], logits_RV: Tensor, logprobs: int | None
+) -> list[Drawn | RequestError]:
+    from tenth.kernels.cpu.sampling import DrawnRow, Status, sample
+
+    def result(row: DrawnRow) -> Drawn | RequestError:
+        if row.status is Status.NOT_NUMBERS:
+            return _not_numbers()
+        if row.status is Status.NOTHING_LEFT:
+            return _nothing_left()
+        return Drawn(row.token) if logprobs is None else Drawn(row.token, row.logprob, row.top)
+
+    return [result(row) for row in sample(team, logits_RV, [s._row() for s in samplers], logprobs=logprobs)]
+
+
+def _not_numbers() -> RequestError:
+    return RequestError("the model's logits are not numbers (NaN): its weights or its precision are at fault")
+
+
+def _nothing_left() -> RequestError:
+    return RequestError("the model's logits leave no token to draw: all are minus infinity")
 
 
 def _heated(logits_V: Tensor, temperature: float) -> Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tenth.engine.captured import Runner
 from tenth.errors import RequestError
 from tenth.model.batch import Batch, Placement, Want
 from tenth.model.cache import KVCache
-from tenth.model.decoder import Decoder
 from tenth.routing.record import RecordKind, Routing
 
 _CHUNK = 512  # tokens of a prompt that go through the network at once: bounds the memory of activations
@@ -25,7 +25,7 @@ class CachedSequence:
     A new list of tokens that begins like the old one keeps the common part: a chat pays for each turn once.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Runner) -> None:
         self.decoder = decoder
         self.turn = 0  # counts the restarts: a generation that is no longer the latest must not go on
         self._tokens: list[int] = []
@@ -77,7 +77,7 @@ class CachedSequence:
         """A cache of one page for `length` tokens, holding what the present one holds."""
         config, device = self.decoder.config, self.decoder.device
         size = min(max(length, _CHUNK), config.context_length)
-        cache = KVCache(config, 1, size, self.decoder.dtype, device)
+        cache = KVCache(config, 1, size, self.decoder.dtype, device, self.decoder.kernels)
         if self._tokens:
             cache.copy_from(self._cache)
         return cache

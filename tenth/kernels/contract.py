@@ -10,39 +10,111 @@ is cut or on the number of threads. The reference is not: torch sums a row in an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from tenth.kernels.weight import ExpertTable, Weight
 
 
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """How a kernel wants a page of keys, and one of values.
+
+    The second number of each shape counts tokens that lie together: a page of N tokens has N / that many such groups
+    in its place. `dtype` is the only type the kernels take (None: any float).
+    """
+
+    keys: tuple[int, ...]
+    values: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+    def padded(self, length: int) -> int:
+        """The smallest page for so many tokens."""
+        unit = max(self.keys[1], self.values[1])
+        return -(-length // unit) * unit
+
+    def pools(
+        self, pages: int, page_size: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Room for the keys and values of so many pages, zeroed."""
+
+        def pool(shape: tuple[int, ...]) -> Tensor:
+            first, together, *rest = shape
+            return torch.zeros(pages, first, page_size // together, *rest, dtype=self.dtype or dtype, device=device)
+
+        return pool(self.keys), pool(self.values)
+
+
 class Kernels(Protocol):
     """One implementation of all operations, for one kind of device. A module of functions is one."""
+
+    name: str
+
+    def embed(self, ids_T: Tensor, weight: Weight, /) -> Tensor:
+        """The named rows (T, I) of a matrix."""
+
+    def take(self, x_TD: Tensor, rows_N: Tensor, /) -> Tensor:
+        """The named rows (N, D)."""
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None, /) -> Tensor:
         """`x @ weight.T + bias`, any leading shape, in the type of `x`."""
 
+    def linears(self, x_TI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None], /) -> list[Tensor]:
+        """The same for several matrices on one `x`."""
+
+    def add(self, x_TD: Tensor, y_TD: Tensor, /) -> Tensor:
+        """`x + y`."""
+
+    def add_rms_norm(self, x_TD: Tensor, y_TD: Tensor, weight: Tensor, eps: float, /) -> tuple[Tensor, Tensor]:
+        """`x + y`, and its `rms_norm`."""
+
+    def swiglu(self, gate_TF: Tensor, up_TF: Tensor, /) -> Tensor:
+        """`silu(gate) * up`."""
+
+    def add_shared(self, y_TD: Tensor, shared_TD: Tensor, gate_T1: Tensor | None, /) -> Tensor:
+        """`y + sigmoid(gate) * shared`; without a gate `y + shared`."""
+
+    def heads(
+        self,
+        q_THC: Tensor,
+        k_TGC: Tensor,
+        weights: tuple[Tensor | None, Tensor | None],
+        eps: float,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        /,
+    ) -> tuple[Tensor, Tensor]:
+        """Each head's `rms_norm` where there is a weight, then rotary positions.
+
+        The pair (i, i + C/2) of a head is turned by the token's angle i (cos, sin: T, C/2).
+        """
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, /) -> Tensor:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last axis: in float32 or wider, back to the type of `x`."""
-
-    def rotate(self, x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor, /) -> Tensor:
-        """Rotary positions: the pair (i, i + C/2) of each head turned by the token's angle i (cos, sin: T, C/2)."""
 
     def attention(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int], /) -> Tensor:
         """Causal attention within each document `bounds[s]:bounds[s + 1]`; returns T, H, C. It has a gradient."""
 
+    def kv_layout(self, heads: int, size: int, /) -> KVLayout:
+        """How `store` and `paged_attention` want the pages of G heads of size C."""
+
+    def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor, /) -> None:
+        """Write each token's key and value to its slot (page * page size + offset) of a layer's pools."""
+
     def paged_attention(
         self,
         q_THC: Tensor,
-        keys_PNGC: Tensor,
-        values_PNGC: Tensor,
+        keys: Tensor,
+        values: Tensor,
         pages: Sequence[Tensor],
         lengths: Sequence[int],
         bounds: Sequence[int],
         /,
     ) -> Tensor:
-        """Causal attention to a pool of P pages of N tokens; returns T, H, C.
+        """Causal attention to a layer's pools of P pages of N tokens; returns T, H, C.
 
         Document s has the first `lengths[s]` tokens of its pages, in order; its queries `bounds[s]:bounds[s + 1]` are
         the last of them.
@@ -51,8 +123,8 @@ class Kernels(Protocol):
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor, /) -> Tensor:
         """Scores of all experts (T, E) in float32 or wider; equal rows of the weight get equal bits."""
 
-    def choose(self, logits_TE: Tensor, top_k: int, /) -> Tensor:
-        """Ids of the `top_k` largest logits (T, K), best first; of equal ones the lower id first."""
+    def route(self, logits_TE: Tensor, top_k: int, renormalise: bool, /) -> tuple[Tensor, Tensor]:
+        """Ids of the `top_k` largest logits (T, K), best first, of equal ones the lower id first; and their gates."""
 
     def gates(self, logits_TE: Tensor, experts_TK: Tensor, renormalise: bool, /) -> Tensor:
         """Softmax of the logits at the chosen experts (T, K); renormalised to sum to one where asked."""

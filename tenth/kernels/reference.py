@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenth.kernels.weight import DenseExpertTable, DenseWeight, ExpertTable, Weight
+from tenth.kernels.contract import KVLayout
+from tenth.kernels.weight import ExpertTable, Weight
+
+name = "reference"
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -21,10 +24,61 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def embed(ids_T: Tensor, weight: Weight) -> Tensor:
+    """The named rows of a matrix."""
+    return weight.rows(ids_T)
+
+
+def take(x_TD: Tensor, rows_N: Tensor) -> Tensor:
+    """The named rows of a tensor."""
+    return x_TD[rows_N]
+
+
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`."""
-    assert isinstance(weight, DenseWeight)
-    return F.linear(x, weight.values_OI, bias)
+    return F.linear(x, weight.dense().to(x.dtype), bias)
+
+
+def linears(x_TI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    """Several matrices on the same rows."""
+    return [linear(x_TI, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def add(x_TD: Tensor, y_TD: Tensor) -> Tensor:
+    """`x + y`."""
+    return x_TD + y_TD
+
+
+def add_rms_norm(x_TD: Tensor, y_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`x + y`, and its norm."""
+    sum_TD = x_TD + y_TD
+    return sum_TD, rms_norm(sum_TD, weight, eps)
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """`silu(gate) * up`."""
+    return F.silu(gate_TF) * up_TF
+
+
+def add_shared(y_TD: Tensor, shared_TD: Tensor, gate_T1: Tensor | None) -> Tensor:
+    """`y + sigmoid(gate) * shared`."""
+    return y_TD + (shared_TD if gate_T1 is None else torch.sigmoid(gate_T1) * shared_TD)
+
+
+def heads(
+    q_THC: Tensor,
+    k_TGC: Tensor,
+    weights: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    cos_TC: Tensor,
+    sin_TC: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Each head of queries and keys normalised where there is a weight, and turned to its position."""
+    q, k = (
+        rotate(x if weight is None else rms_norm(x, weight, eps), cos_TC, sin_TC)
+        for x, weight in zip((q_THC, k_TGC), weights, strict=True)
+    )
+    return q, k
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,10 +101,21 @@ def attention(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]
     return torch.cat([_attend(q_THC[span], k_TGC[span], v_TGC[span]) for span in spans])
 
 
+def kv_layout(heads: int, size: int) -> KVLayout:
+    """Rows of tokens: P, 1, N, G, C."""
+    return KVLayout((1, 1, heads, size), (1, 1, heads, size))
+
+
+def store(k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
+    """Write each token's key and value to its slot."""
+    for pool, part in ((keys, k_TGC), (values, v_TGC)):
+        pool.flatten(0, 2)[slots_T] = part.to(pool.dtype)
+
+
 def paged_attention(
     q_THC: Tensor,
-    keys_PNGC: Tensor,
-    values_PNGC: Tensor,
+    keys: Tensor,
+    values: Tensor,
     pages: Sequence[Tensor],
     lengths: Sequence[int],
     bounds: Sequence[int],
@@ -60,8 +125,8 @@ def paged_attention(
     for (start, end), table, length in zip(pairwise(bounds), pages, lengths, strict=True):
         # one page is a slice of the pool, not a copy
         k_LGC, v_LGC = (
-            (pool[table[0]] if len(table) == 1 else pool[table].flatten(0, 1))[:length].to(q_THC.dtype)
-            for pool in (keys_PNGC, values_PNGC)
+            (pool[table[0], 0] if len(table) == 1 else pool[table].flatten(0, 2))[:length].to(q_THC.dtype)
+            for pool in (keys, values)
         )
         out.append(_attend(q_THC[start:end], k_LGC, v_LGC))
     return torch.cat(out)
@@ -98,6 +163,12 @@ def choose(logits_TE: Tensor, top_k: int) -> Tensor:
     return torch.sort(logits_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
 
 
+def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """Ids of the largest logits, and their gates."""
+    experts_TK = choose(logits_TE, top_k)
+    return experts_TK, gates(logits_TE, experts_TK, renormalise)
+
+
 def gates(logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
     """Softmax of the logits at the chosen experts."""
     if renormalise:
@@ -108,21 +179,19 @@ def gates(logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
 
 def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
     """The weighted sum of the chosen SwiGLU experts, a loop over those at work."""
-    assert isinstance(table, DenseExpertTable)
     # A = T * K assignments, sorted by expert: only the matrix products are a loop
     expert_A, order_A = experts_TK.flatten().sort(stable=True)
     experts, counts = torch.unique_consecutive(expert_A, return_counts=True)
     at_work, sizes = experts.tolist(), counts.tolist()
     token_A = order_A // experts_TK.shape[1]
-    h_A2F = _products(x_TD[token_A], table.w13_E2FD, at_work, sizes)
-    gate_AF, up_AF = h_A2F.chunk(2, dim=-1)
-    y_AD = _products(F.silu(gate_AF) * up_AF, table.w2_EDF, at_work, sizes)
+    parts = torch.split(x_TD[token_A], sizes)
+    y_AD = torch.cat([_swiglu(x_XD, *table.expert(expert)) for x_XD, expert in zip(parts, at_work, strict=True)])
     weighted_AD = y_AD.to(wide(x_TD.dtype)) * gates_TK.flatten()[order_A, None]
     out_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype)
     return out_TD.index_add(0, token_A, weighted_AD).to(x_TD.dtype)
 
 
-def _products(x_AI: Tensor, w_EOI: Tensor, experts: list[int], sizes: list[int]) -> Tensor:
-    """Rows `sizes[i]` at a time times the matrix of `experts[i]`."""
-    parts = torch.split(x_AI, sizes)
-    return torch.cat([F.linear(part, w_EOI[expert]) for part, expert in zip(parts, experts, strict=True)])
+def _swiglu(x_XD: Tensor, w13_2FD: Tensor, w2_DF: Tensor) -> Tensor:
+    """One expert on its X tokens."""
+    gate_XF, up_XF = F.linear(x_XD, w13_2FD.to(x_XD.dtype)).chunk(2, dim=-1)
+    return F.linear(F.silu(gate_XF) * up_XF, w2_DF.to(x_XD.dtype))

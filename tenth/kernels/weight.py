@@ -2,7 +2,7 @@
 
 I inputs, O outputs, E experts, D model width, F expert width.
 
-The format here is dense (a float tensor). A packed format adds a subclass of each, and kernels that know it.
+The format here is dense (a float tensor); `packed.py` has the packed ones, a subclass of each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class Weight(nn.Module, ABC):
     def rows(self, ids: Tensor) -> Tensor:
         """The named rows, dense: what an embedding looks up."""
 
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """All of it (O, I) as floats: in its own type where it is dense, in float32 where it is packed."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -41,6 +45,10 @@ class DenseWeight(Weight):
         """The named rows (..., I)."""
         return nn.functional.embedding(ids, self.values_OI)
 
+    def dense(self) -> Tensor:
+        """The values themselves (O, I)."""
+        return self.values_OI
+
     @property
     def nbytes(self) -> int:
         """Bytes that hold it."""
@@ -53,6 +61,10 @@ class ExpertTable(nn.Module, ABC):
     num_experts: int
     hidden_size: int
     intermediate_size: int
+
+    @abstractmethod
+    def expert(self, index: int) -> tuple[Tensor, Tensor]:
+        """One expert as floats: gate over up (2F, D), and down (D, F)."""
 
     @property
     @abstractmethod
@@ -70,6 +82,10 @@ class DenseExpertTable(ExpertTable):
         self.num_experts, self.hidden_size, self.intermediate_size = num_experts, hidden, intermediate
         self.w13_E2FD = nn.Parameter(torch.empty(num_experts, 2 * intermediate, hidden, dtype=dtype, device=device))
         self.w2_EDF = nn.Parameter(torch.empty(num_experts, hidden, intermediate, dtype=dtype, device=device))
+
+    def expert(self, index: int) -> tuple[Tensor, Tensor]:
+        """Views of one expert's values: (2F, D), and (D, F)."""
+        return self.w13_E2FD[index], self.w2_EDF[index]
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tenth.errors import RequestError
 from tenth.kernels.backend import Backend
 from tenth.kernels.reference import wide
-from tenth.kernels.weight import DenseWeight
 from tenth.model.attention import Attention
 from tenth.model.batch import Batch, Output, Want
 from tenth.model.cache import KVCache
@@ -28,14 +27,15 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int, on: Backend) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(width, eps, on)
-        self.attention = Attention(config, index, on)
-        self.mlp_norm = RMSNorm(width, eps, on)
+        self.attention_norm = RMSNorm(width, eps, on.at("attention_norm"))
+        self.attention = Attention(config, index, on.at("attention"))
+        self.mlp_norm = RMSNorm(width, eps, on.at("mlp_norm"))
         self.mlp: Mlp | SparseMlp
         if config.moe is not None and config.is_sparse(index):
-            self.mlp = SparseMlp(config.moe, width, on)
+            self.mlp = SparseMlp(config.moe, width, on.at("mlp"))
         else:
-            self.mlp = Mlp(width, config.intermediate_size, config.mlp_bias, on)
+            self.mlp = Mlp(width, config.intermediate_size, config.mlp_bias, on.at("mlp"))
+        self._kernels = on.kernels
 
     def forward(
         self,
@@ -47,32 +47,40 @@ class Layer(nn.Module):
         replay: LayerRouting | None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """T, D to T, D, and the routing of a sparse layer."""
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, cos_sin, cache)
+        x_TD, h_TD = self.mlp_norm.after(x_TD, self.attention(self.attention_norm(x_TD), batch, cos_sin, cache))
         if isinstance(self.mlp, Mlp):
-            return x_TD + self.mlp(self.mlp_norm(x_TD)), None
-        y_TD, routing = self.mlp(self.mlp_norm(x_TD), want.routing, replay)
-        return x_TD + y_TD, routing
+            return self._kernels.add(x_TD, self.mlp(h_TD)), None
+        y_TD, routing = self.mlp(h_TD, want.routing, replay)
+        return self._kernels.add(x_TD, y_TD), routing
 
 
 class Decoder(nn.Module):
     """The whole network. A forward pass changes nothing but the cache pages that the batch names.
 
-    Parameters are uninitialised until loaded (`tenth.weights.load`) or drawn (`initialise`). The type is chosen here:
-    `.to(device)` moves a decoder, `.to(dtype)` would narrow norms and router rows too.
+    Weights come from `on`; the usual one leaves dense parameters uninitialised until they are loaded
+    (`tenth.weights.load`) or drawn (`initialise`). The type is chosen here: `.to(device)` moves a decoder, `.to(dtype)`
+    would narrow norms and router rows too.
+
+    `dtype` is the type of activations, and of all dense weights but norms and router rows, which are float32 or wider.
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        on: Backend | None = None,
     ) -> None:
+        """`on` stands for `dtype` and `device` where it is given."""
         super().__init__()
-        self.config = config
-        on = Backend(dtype, device)
-        self.embedding = DenseWeight(config.vocab_size, config.hidden_size, on.dtype, on.device)
-        self.layers = nn.ModuleList(Layer(config, i, on) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, on)
-        self.head = Linear(config.hidden_size, config.vocab_size, False, on)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embedding
+        on = on or Backend(dtype, device)
+        self.config, self.dtype, self.kernels = config, on.dtype, on.kernels
+        self.embedding = on.at("embedding").matrix(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i, on.at(f"layers.{i}")) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, on.at("norm"))
+        tied = self.embedding if config.tie_word_embeddings else None
+        self.head = Linear(config.hidden_size, config.vocab_size, False, on.at("head"), tied)
         self._rope = Rope(config.rope, config.head_dim)
 
     def blocks(self) -> list[Layer]:
@@ -80,14 +88,9 @@ class Decoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type of activations and of all weights but norms and router rows, which are float32 or wider."""
-        return self.embedding.values_OI.dtype
-
-    @property
     def device(self) -> torch.device:
-        """Where the embedding is."""
-        return self.embedding.values_OI.device
+        """Where activations are: the final norm's."""
+        return self.norm.weight.device
 
     def forward(
         self, batch: Batch, cache: KVCache | None = None, want: Want | None = None, routing: Routing | None = None
@@ -97,11 +100,20 @@ class Decoder(nn.Module):
         With a cache, `batch.placement` says where its keys and values go. A given `routing` is replayed: its expert ids
         are used, gates are recomputed from this model's router. RequestError where the pieces do not fit together.
         """
-        want = want or Want()
-        self._check(batch, cache, routing)
-        x_TD = batch.embeddings_TD if batch.tokens_T is None else self.embedding.rows(batch.tokens_T)
+        self.check(batch, cache, routing)
+        return self.compute(batch, self.cos_sin(batch), cache, want or Want(), routing)
+
+    def compute(
+        self,
+        batch: Batch,
+        cos_sin: tuple[Tensor, Tensor],
+        cache: KVCache | None,
+        want: Want,
+        routing: Routing | None = None,
+    ) -> Output:
+        """What `forward` does with a batch that was checked: nothing but a chain of the kernels' operations."""
+        x_TD = batch.embeddings_TD if batch.tokens_T is None else self.kernels.embed(batch.tokens_T, self.embedding)
         assert x_TD is not None, "checked"
-        cos_sin = self.cos_sin(batch)
         record: dict[int, LayerRouting] = {}
         for index, layer in enumerate(self.layers):
             replay = routing.layers[index] if routing is not None and self.config.is_sparse(index) else None
@@ -121,15 +133,16 @@ class Decoder(nn.Module):
 
     def _logits(self, hidden_TD: Tensor, batch: Batch, want: Want) -> Tensor | None:
         if isinstance(want.logits, Tensor):
-            hidden_TD = hidden_TD[want.logits]
+            hidden_TD = self.kernels.take(hidden_TD, want.logits)
         elif want.logits == "last":
-            hidden_TD = hidden_TD[batch.last_T]
+            hidden_TD = self.kernels.take(hidden_TD, batch.last_T)
         elif want.logits == "none":
             return None
         logits_NV: Tensor = self.head(hidden_TD)
         return logits_NV
 
-    def _check(self, batch: Batch, cache: KVCache | None, routing: Routing | None) -> None:
+    def check(self, batch: Batch, cache: KVCache | None, routing: Routing | None) -> None:
+        """RequestError where a batch, a cache and a routing to replay do not fit the model or each other."""
         config = self.config
         if (cache is None) != (batch.placement is None):
             raise RequestError("a cache and the batch's placement in it go together")

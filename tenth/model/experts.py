@@ -5,11 +5,9 @@ T tokens, D model width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
-from tenth.kernels.weight import DenseExpertTable
 from tenth.model.config import MoeConfig
 from tenth.model.linear import Linear, Mlp
 from tenth.model.router import Router
@@ -21,20 +19,18 @@ class SparseMlp(nn.Module):
 
     def __init__(self, moe: MoeConfig, width: int, on: Backend) -> None:
         super().__init__()
-        self.router = Router(moe, width, on)
-        self.experts = DenseExpertTable(moe.num_experts, width, moe.intermediate_size, on.dtype, on.device)
+        self.router = Router(moe, width, on.at("router"))
+        self.experts = on.at("experts").table(moe.num_experts, width, moe.intermediate_size)
         shared = moe.shared_intermediate_size
-        self.shared = Mlp(width, shared, False, on) if shared else None
-        self.shared_gate = Linear(width, 1, False, on) if moe.shared_gate else None
-        self._expert_ffn = on.kernels.expert_ffn
+        self.shared = Mlp(width, shared, False, on.at("shared")) if shared else None
+        self.shared_gate = Linear(width, 1, False, on.at("shared_gate")) if moe.shared_gate else None
+        self._kernels = on.kernels
 
     def forward(self, x_TD: Tensor, record: RecordKind, replay: LayerRouting | None) -> tuple[Tensor, LayerRouting]:
         """T, D to T, D, and what the router decided."""
         routing = self.router(x_TD, record, replay)
-        y_TD = self._expert_ffn(x_TD, routing.experts_TK, routing.gates_TK, self.experts)
+        y_TD = self._kernels.expert_ffn(x_TD, routing.experts_TK, routing.gates_TK, self.experts)
         if self.shared is not None:
-            shared_TD = self.shared(x_TD)
-            if self.shared_gate is not None:
-                shared_TD = torch.sigmoid(self.shared_gate(x_TD)) * shared_TD
-            y_TD = y_TD + shared_TD
+            gate_T1 = None if self.shared_gate is None else self.shared_gate(x_TD)
+            y_TD = self._kernels.add_shared(y_TD, self.shared(x_TD), gate_T1)
         return y_TD, routing

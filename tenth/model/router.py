@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
-from tenth.kernels.reference import wide
 from tenth.model.config import MoeConfig
 from tenth.routing.record import LayerRouting, RecordKind
 
@@ -16,17 +15,17 @@ class Router(nn.Module):
 
     def __init__(self, moe: MoeConfig, width: int, on: Backend) -> None:
         super().__init__()
-        self.weight_ED = nn.Parameter(torch.empty(moe.num_experts, width, dtype=wide(on.dtype), device=on.device))
+        self.weight_ED = on.at("weight").precise(moe.num_experts, width)
         self._moe, self._kernels = moe, on.kernels
 
     def forward(self, x_TD: Tensor, record: RecordKind, replay: LayerRouting | None) -> LayerRouting:
         """Choose experts for each token; a replayed record fixes ids and drops, not the gates."""
         logits_TE = self._kernels.router_logits(x_TD, self.weight_ED)
         if replay is None:
-            experts_TK = self._kernels.choose(logits_TE, self._moe.top_k)
+            experts_TK, gates_TK = self._kernels.route(logits_TE, self._moe.top_k, self._moe.norm_topk_prob)
         else:
             experts_TK = replay.experts_TK.to(x_TD.device)
-        gates_TK = self._kernels.gates(logits_TE, experts_TK, self._moe.norm_topk_prob)
+            gates_TK = self._kernels.gates(logits_TE, experts_TK, self._moe.norm_topk_prob)
         dropped_TK = None if replay is None or replay.dropped_TK is None else replay.dropped_TK.to(x_TD.device)
         if dropped_TK is not None:
             gates_TK = gates_TK.masked_fill(dropped_TK, 0.0)

@@ -1,1 +1,1 @@
-"""Files to tensors: safetensors, GGUF, names, hub, tokenizer, chat template."""
+"""Files to tensors: safetensors, GGUF, the packed form, names, hub, tokenizer, chat template."""

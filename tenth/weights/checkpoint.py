@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tenth.errors import FileFormatError, ModelNotFoundError, TensorError
+from tenth.errors import FileFormatError, ModelNotFoundError, TensorError, TokenizerError
 from tenth.model.config import ModelConfig
 from tenth.model.huggingface import config_from_huggingface
 from tenth.model.json_reader import read_json
@@ -17,6 +17,8 @@ from tenth.weights.generation import GenerationDefaults
 from tenth.weights.gguf import GgufFile
 from tenth.weights.gguf_config import config_from_gguf
 from tenth.weights.names import Slot, gguf_slots, huggingface_slots, skipped, stacked_slots
+from tenth.weights.packed import PackedFiles
+from tenth.weights.packed_index import PACKED_NAME
 from tenth.weights.safetensors_file import SafetensorsFiles
 from tenth.weights.source import TensorSource
 from tenth.weights.tokenizer import Tokenizer
@@ -27,7 +29,7 @@ class Checkpoint:
     """An open model: a context manager over `source`.
 
     `slots` says where each tensor of the file goes, `skipped` why some go nowhere, `ignored_keys` which keys of the
-    config said nothing to us.
+    config said nothing to us. `packed` is there where the weights are packed: they need no slots.
     """
 
     path: Path
@@ -37,16 +39,21 @@ class Checkpoint:
     skipped: Mapping[str, str]
     ignored_keys: tuple[str, ...]
     metadata: Mapping[str, Any]
+    packed: PackedFiles | None = None
 
     @property
     def format(self) -> str:
-        """`gguf` or `safetensors`."""
+        """`packed`, `gguf` or `safetensors`."""
+        if self.packed is not None:
+            return "packed"
         return "gguf" if self.metadata else "safetensors"
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; TokenizerError where it has none that we can use."""
         if self.metadata:
             return Tokenizer.from_gguf(self.metadata, str(self.path))
+        if self.packed is not None and not (self.path / "tokenizer.json").exists():
+            raise TokenizerError(f"{self.path}: has no tokenizer, as models of `tenth synth`: it takes no text")
         return Tokenizer.from_folder(self.path)
 
     def generation(self) -> GenerationDefaults:
@@ -65,13 +72,15 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face folder or a GGUF file (or a folder that holds one); nothing large is read.
+    """Open a packed or a Hugging Face folder, or a GGUF file (or a folder that holds one); nothing large is read.
 
     Raises ModelNotFoundError where there is none, ConfigError, FileFormatError or TensorError where it is malformed:
     a tensor without a place is an error that names it.
     """
     if path.is_dir() and not (path / "config.json").exists():
         return _open_gguf(_only_gguf(path))
+    if (path / PACKED_NAME).exists():
+        return _open_packed(path)
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".gguf":
@@ -84,6 +93,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def read_config(path: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """The config of a Hugging Face folder that need not hold weights, and the keys that were ignored."""
     return config_from_huggingface(read_json(path / "config.json"), str(path / "config.json"))
+
+
+def _open_packed(path: Path) -> Checkpoint:
+    config, ignored = read_config(path)
+    files = PackedFiles(path, config)
+    return Checkpoint(path, config, files.source, {}, {}, ignored, {}, files)
 
 
 def _open_folder(path: Path) -> Checkpoint:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from tenth.errors import TensorError, WeightsError
 
-__all__ = ["FORMATS", "FORMAT_OF_ID", "READABLE", "BlockFormat", "dequantize"]
+__all__ = ["FORMATS", "FORMAT_OF_ID", "READABLE", "BlockFormat", "dequantize", "group_steps", "half_at", "integers"]
 
 _CHUNK_VALUES = 1 << 18  # 1 MiB of float32: temporaries stay within a core's cache
 
@@ -118,12 +118,12 @@ def dequantize(raw: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def _half(raw_NB: Tensor, at: int) -> Tensor:
+def half_at(raw_NB: Tensor, at: int) -> Tensor:
     """The float16 at byte `at` of each block, as float32 [N, 1]. A copy, because a view would have to be aligned."""
     return raw_NB[:, at : at + 2].clone().view(torch.float16).float()
 
 
-def _fields(raw_NB: Tensor, start: int, stop: int, run: int, bits: int) -> Tensor:
+def integers(raw_NB: Tensor, start: int, stop: int, run: int, bits: int) -> Tensor:
     """The integers packed in bytes start:stop of each block, by the rule of runs above: uint8 [N, values]."""
     packed = raw_NB[:, start:stop].reshape(len(raw_NB), -1, run)
     mask = (1 << bits) - 1
@@ -146,66 +146,72 @@ def _plain(dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
 
 
 def _q4_0(raw_NB: Tensor, out_NV: Tensor) -> None:
-    out_NV.copy_(_fields(raw_NB, 2, 18, 16, 4)).sub_(8).mul_(_half(raw_NB, 0))
+    out_NV.copy_(integers(raw_NB, 2, 18, 16, 4)).sub_(8).mul_(half_at(raw_NB, 0))
 
 
 def _q4_1(raw_NB: Tensor, out_NV: Tensor) -> None:
-    out_NV.copy_(_fields(raw_NB, 4, 20, 16, 4)).mul_(_half(raw_NB, 0)).add_(_half(raw_NB, 2))
+    out_NV.copy_(integers(raw_NB, 4, 20, 16, 4)).mul_(half_at(raw_NB, 0)).add_(half_at(raw_NB, 2))
 
 
 def _q5_0(raw_NB: Tensor, out_NV: Tensor) -> None:
-    q_NV = _fields(raw_NB, 6, 22, 16, 4) | _fields(raw_NB, 2, 6, 1, 1) << 4
-    out_NV.copy_(q_NV).sub_(16).mul_(_half(raw_NB, 0))
+    q_NV = integers(raw_NB, 6, 22, 16, 4) | integers(raw_NB, 2, 6, 1, 1) << 4
+    out_NV.copy_(q_NV).sub_(16).mul_(half_at(raw_NB, 0))
 
 
 def _q5_1(raw_NB: Tensor, out_NV: Tensor) -> None:
-    q_NV = _fields(raw_NB, 8, 24, 16, 4) | _fields(raw_NB, 4, 8, 1, 1) << 4
-    out_NV.copy_(q_NV).mul_(_half(raw_NB, 0)).add_(_half(raw_NB, 2))
+    q_NV = integers(raw_NB, 8, 24, 16, 4) | integers(raw_NB, 4, 8, 1, 1) << 4
+    out_NV.copy_(q_NV).mul_(half_at(raw_NB, 0)).add_(half_at(raw_NB, 2))
 
 
 def _q8_0(raw_NB: Tensor, out_NV: Tensor) -> None:
-    out_NV.copy_(raw_NB[:, 2:34].view(torch.int8)).mul_(_half(raw_NB, 0))
+    out_NV.copy_(raw_NB[:, 2:34].view(torch.int8)).mul_(half_at(raw_NB, 0))
 
 
 def _q2_k(raw_NB: Tensor, out_NV: Tensor) -> None:
     s_NG = raw_NB[:, :16]
-    scale_NG, min_NG = _half(raw_NB, 80) * (s_NG & 15), _half(raw_NB, 82) * (s_NG >> 4)
-    _grouped(out_NV, _fields(raw_NB, 16, 80, 32, 2), scale_NG, min_NG)
+    scale_NG, min_NG = half_at(raw_NB, 80) * (s_NG & 15), half_at(raw_NB, 82) * (s_NG >> 4)
+    _grouped(out_NV, integers(raw_NB, 16, 80, 32, 2), scale_NG, min_NG)
 
 
 def _q3_k(raw_NB: Tensor, out_NV: Tensor) -> None:
     # A scale has 6 bits: the low 4 of all sixteen in 8 bytes, the high 2 in the next 4.
-    s_NG = _fields(raw_NB, 96, 104, 8, 4) | _fields(raw_NB, 104, 108, 4, 2) << 4
-    q_NV = _fields(raw_NB, 32, 96, 32, 2) | _fields(raw_NB, 0, 32, 32, 1) << 2
-    scale_NG = _half(raw_NB, 108) * (s_NG.float() - 32)
+    s_NG = integers(raw_NB, 96, 104, 8, 4) | integers(raw_NB, 104, 108, 4, 2) << 4
+    q_NV = integers(raw_NB, 32, 96, 32, 2) | integers(raw_NB, 0, 32, 32, 1) << 2
+    scale_NG = half_at(raw_NB, 108) * (s_NG.float() - 32)
     _grouped(out_NV, q_NV.view(torch.int8) - 4, scale_NG)
 
 
-def _scales_and_minima(raw_NB: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and minimum of each of the 8 groups of Q4_K and Q5_K, float32 [N, 8].
+def group_steps(raw_NB: Tensor) -> tuple[Tensor, Tensor]:
+    """The integers s and t of each of the 8 groups of Q4_K and Q5_K, uint8 [N, 8].
 
-    Their 6-bit integers fill bytes 4 to 15 as three fours a, b, c: groups 0 to 3 have scale a and minimum b (low 6
+    They have 6 bits and fill bytes 4 to 15 as three fours a, b, c: groups 0 to 3 have scale a and minimum b (low 6
     bits); groups 4 to 7 have the low 4 bits in c (scale in its low, minimum in its high half), the high 2 in the top
     of a and of b.
     """
     a_N4, b_N4, c_N4 = raw_NB[:, 4:8], raw_NB[:, 8:12], raw_NB[:, 12:16]
     s_N8 = torch.cat((a_N4 & 63, c_N4 & 15 | a_N4 >> 6 << 4), dim=1)
     t_N8 = torch.cat((b_N4 & 63, c_N4 >> 4 | b_N4 >> 6 << 4), dim=1)
-    return _half(raw_NB, 0) * s_N8, _half(raw_NB, 2) * t_N8
+    return s_N8, t_N8
+
+
+def _scales_and_minima(raw_NB: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and minimum of each of the 8 groups of Q4_K and Q5_K, float32 [N, 8]."""
+    s_N8, t_N8 = group_steps(raw_NB)
+    return half_at(raw_NB, 0) * s_N8, half_at(raw_NB, 2) * t_N8
 
 
 def _q4_k(raw_NB: Tensor, out_NV: Tensor) -> None:
-    _grouped(out_NV, _fields(raw_NB, 16, 144, 32, 4), *_scales_and_minima(raw_NB))
+    _grouped(out_NV, integers(raw_NB, 16, 144, 32, 4), *_scales_and_minima(raw_NB))
 
 
 def _q5_k(raw_NB: Tensor, out_NV: Tensor) -> None:
-    q_NV = _fields(raw_NB, 48, 176, 32, 4) | _fields(raw_NB, 16, 48, 32, 1) << 4
+    q_NV = integers(raw_NB, 48, 176, 32, 4) | integers(raw_NB, 16, 48, 32, 1) << 4
     _grouped(out_NV, q_NV, *_scales_and_minima(raw_NB))
 
 
 def _q6_k(raw_NB: Tensor, out_NV: Tensor) -> None:
-    q_NV = _fields(raw_NB, 0, 128, 64, 4) | _fields(raw_NB, 128, 192, 32, 2) << 4
-    scale_NG = _half(raw_NB, 208) * raw_NB[:, 192:208].view(torch.int8)
+    q_NV = integers(raw_NB, 0, 128, 64, 4) | integers(raw_NB, 128, 192, 32, 2) << 4
+    scale_NG = half_at(raw_NB, 208) * raw_NB[:, 192:208].view(torch.int8)
     _grouped(out_NV, q_NV.view(torch.int8) - 32, scale_NG)
 
 

@@ -16,8 +16,8 @@ from tenth.model.json_reader import read_json
 _SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "README.md")
 _WEIGHTS = ("*.safetensors",)
 _NEVER = ("*/*",)
-# as in `safetensors_file`, which would import torch: `tenth list` and `tenth pull` do without
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# as in `safetensors_file` and `packed_index`, which would import torch: `tenth list` and `tenth pull` do without
+_SINGLE, _INDEX, _PACKED = "model.safetensors", "model.safetensors.index.json", "packed.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,9 @@ def _usable(folder: Path, name: HubName) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
+    if (folder / _PACKED).exists():
+        files = read_json(folder / _PACKED).get("files")
+        return isinstance(files, dict) and all((folder / str(file)).exists() for file in files)
     index = folder / _INDEX
     if (folder / _SINGLE).exists() or not index.exists():
         return (folder / _SINGLE).exists()

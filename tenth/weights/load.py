@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from tenth.errors import MachineError, WeightsError
+from tenth.kernels import reference
+from tenth.kernels.contract import Kernels
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.weights.checkpoint import Checkpoint
 from tenth.weights.names import Slot, check_shapes
+from tenth.weights.packed import PackedBackend, PackedFiles
 from tenth.weights.source import TensorInfo
 
 _PIECE_BYTES = 8 << 20  # as float32; its raw bytes and their conversion come on top
@@ -27,14 +30,18 @@ def load_decoder(
     *,
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str = "cpu",
+    kernels: Kernels = reference,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Read every tensor into its place.
+    """Read every tensor into its place; packed ones are mapped where they lie, and computed with in float32.
 
     `auto` keeps a file's own bfloat16 or float32, and makes bfloat16 of everything else. Shapes, and the memory that is
-    free, are checked before anything is allocated: TensorError, MachineError.
+    free, are checked before anything is allocated: TensorError, MachineError. WeightsError for another type or device
+    than packed weights have.
     """
     config, source = checkpoint.config, checkpoint.source
+    if checkpoint.packed is not None:
+        return _mapped_decoder(checkpoint, checkpoint.packed, dtype, torch.device(device), kernels)
     chosen = natural_dtype(checkpoint) if dtype == "auto" else dtype
     decoder = Decoder(config, dtype=chosen, device="meta")
     shapes = {name: info.shape for name, info in source.tensors.items()}
@@ -51,6 +58,21 @@ def load_decoder(
         if progress is not None:
             progress(done, total)
     return decoder.eval()
+
+
+def _mapped_decoder(
+    checkpoint: Checkpoint,
+    files: PackedFiles,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
+    kernels: Kernels,
+) -> Decoder:
+    if dtype not in ("auto", torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        raise WeightsError(f"{checkpoint.path}: packed weights are computed with in float32, not {name}")
+    if device.type != "cpu":
+        raise WeightsError(f"{checkpoint.path}: packed weights run on the cpu, not on {device}")
+    return Decoder(checkpoint.config, on=PackedBackend(files=files, kernels=kernels)).eval()
 
 
 def natural_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -73,7 +95,7 @@ def _fill(slot: Slot, target: Tensor, info: TensorInfo, checkpoint: Checkpoint) 
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         piece = _float(checkpoint.source.read(info.name, start, stop), info)
-        target[start:stop].copy_(_halves(piece, unit) if slot.rope_heads else piece)
+        target[start:stop].copy_(halves(piece, unit) if slot.rope_heads else piece)
 
 
 def _float(values: Tensor, info: TensorInfo) -> Tensor:
@@ -82,7 +104,7 @@ def _float(values: Tensor, info: TensorInfo) -> Tensor:
     return values
 
 
-def _halves(values: Tensor, head_dim: int) -> Tensor:
+def halves(values: Tensor, head_dim: int) -> Tensor:
     """Rows of rotated heads from GGUF's pairs (0, 1), (2, 3) ... to halves (0, C/2), (1, C/2 + 1) ..."""
     pairs = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
     return pairs.transpose(1, 2).reshape(values.shape)

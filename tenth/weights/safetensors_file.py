@@ -9,7 +9,7 @@ the file into the tensor's memory without a map.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -40,17 +40,21 @@ class SafetensorsFiles:
     """The tensors of a safetensors file, or of all shards in a folder: a TensorSource.
 
     `path` as given; `tensors` by name, in the order of the shards' names and of the bytes in each; `metadata` the
-    texts under `__metadata__`, an earlier shard's before a later one's. Raises FileFormatError for a malformed header
-    or index, TensorError where index and shards disagree about a tensor, WeightsError for a missing or unreadable file.
+    texts under `__metadata__`, an earlier shard's before a later one's. `files` names the shards of a folder whose
+    index is of another kind. Raises FileFormatError for a malformed header or index, TensorError where index and shards
+    disagree about a tensor, WeightsError for a missing or unreadable file.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, files: Iterable[str] | None = None) -> None:
         self.path = Path(path)
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
         self._files: dict[Path, OpenFile] = {}
         try:
-            if self.path.is_dir():
+            if files is not None:
+                for file in files:
+                    self._add(self.path / file)
+            elif self.path.is_dir():
                 self._open_folder()
             else:
                 self._add(self.path)
@@ -66,6 +70,11 @@ class SafetensorsFiles:
         if info.kind not in DTYPES:
             raise WeightsError(f"{info}: {info.kind} is not supported yet; {', '.join(DTYPES)} are")
         return read_plain(self._files[info.where], info)
+
+    def header(self, file: str) -> bytes:
+        """All that stands before the data of one file of the folder: the length of its header, and the header."""
+        opened = self._files[self.path / file]
+        return opened.read(0, 8 + int.from_bytes(opened.read(0, 8), "little"))
 
     def close(self) -> None:
         """Close all files; a second time does nothing."""

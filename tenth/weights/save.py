@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tenth.errors import MachineError, WeightsError
+from tenth.kernels.packed import PackedExpertTable, PackedWeight
 from tenth.model.decoder import Decoder
 from tenth.model.huggingface_export import config_to_huggingface, exportable_as
 from tenth.weights.generation import GenerationDefaults
@@ -40,8 +41,11 @@ def save_model(
     """Write a folder that `transformers` loads where it has the architecture, with every value's bits as they are.
 
     `model_type` asks for a certain class (default: the config's own); ConfigError where that class would compute
-    something else. The folder appears whole or not at all; one that exists and is not empty is refused.
+    something else, WeightsError where weights are packed. The folder appears whole or not at all; one that exists and
+    is not empty is refused.
     """
+    if any(isinstance(part, PackedWeight | PackedExpertTable) for part in decoder.modules()):
+        raise WeightsError("packed weights are not written as floats: save the model that they were made from")
     config = exportable_as(decoder.config, model_type or decoder.config.model_type)
     raw = config_to_huggingface(config)
     with new_folder(folder) as place:

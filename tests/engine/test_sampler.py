@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +19,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tenth.engine.sampler import Sampler, Sampling, kept
+from tenth.engine.sampler import Drawn, Sampler, Sampling, _Seen, draw_rows, kept
 from tenth.errors import RequestError
 
 INF = math.inf
+
+
+@pytest.fixture(autouse=True, scope="module", params=["native", "torch"])
+def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds with the native kernels and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr("tenth.engine.sampler.built", lambda: False)
+        yield
+
+
 # natural logarithms of 0.5, 0.25, 0.125, 0.125, but for a constant, and not in order
 LOGITS = torch.log(torch.tensor([0.125, 0.5, 0.125, 0.25])) + 3.0
 ORDER = [1, 3, 0, 2]  # likeliest first, the lower id first where two are equal
@@ -40,7 +52,7 @@ def _draws(logits: torch.Tensor, count: int, options: Sampling, *, prompt: list[
     drawn = []
     for _ in range(count):
         drawn.append(sampler.draw(logits))
-        sampler._counts_V.zero_()
+        sampler._seen = _Seen(prompt or [])
     return drawn
 
 
@@ -130,7 +142,8 @@ def test_penalties_come_before_temperature() -> None:
     sampler = Sampler(Sampling(temperature=2.0, presence_penalty=1.0, seed=1), [], 2)
     seen = []
     for _ in range(2000):
-        sampler._counts_V = torch.tensor([1.0, 0.0])
+        sampler._seen = _Seen([])
+        sampler._seen.add(0)
         seen.append(sampler.draw(torch.tensor([2.0, 0.0])))
     odds = math.exp(0.5)
     assert _chi_square(seen, torch.tensor([odds, 1.0]) / (odds + 1)) < 19.5  # once in 100,000
@@ -173,7 +186,7 @@ def test_repetition_penalty_is_that_of_transformers(
 ) -> None:
     sampler = Sampler(Sampling(repetition_penalty=penalty), prompt, 6)
     for token in generated:
-        sampler._counts_V[token] += 1
+        sampler._seen.add(token)
     ours = torch.tensor(logits)
     sampler._penalise(ours)
     seen = torch.tensor([prompt + generated], dtype=torch.int64)
@@ -289,6 +302,45 @@ def test_the_seed_that_was_chosen_repeats_the_draws() -> None:
     drawn = [first.draw(torch.zeros(50)) for _ in range(40)]
     assert 0 <= first.seed < 1 << 63
     assert _sequence(first.seed) == drawn
+
+
+def test_rows_are_drawn_as_if_alone_and_an_error_is_only_its_own_row_s() -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 3
+    logits[1, 7], logits[3] = math.nan, -INF
+    options = [
+        Sampling(seed=1),
+        Sampling(seed=2),
+        Sampling(temperature=0),
+        Sampling(),
+        Sampling(temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.3, frequency_penalty=0.4, seed=3),
+    ]
+    rows = [Sampler(one, [1, 2, 299], 300, {5, 31, 32}) for one in options]
+    alone = [Sampler(one, [1, 2, 299], 300, {5, 31, 32}) for one in options]
+    for _ in range(80):  # more tokens than a request has room for at first
+        drawn = draw_rows(rows, logits, logprobs=3)
+        for place, message in ((1, "NaN"), (3, "no token to draw")):
+            assert isinstance(drawn[place], RequestError)
+            assert message in str(drawn[place])
+        for place in (0, 2, 4):
+            assert drawn[place] == draw_rows([alone[place]], logits[place : place + 1], logprobs=3)[0]
+    assert draw_rows([], logits[:0]) == []
+
+
+def test_logprobs_are_the_model_s_own_whatever_the_options() -> None:
+    logits = torch.randn(400, generator=torch.Generator().manual_seed(2)) * 3
+    expected = torch.log_softmax(logits.double(), 0)
+    likeliest = expected.topk(20)
+    options = Sampling(temperature=0.4, top_k=9, top_p=0.8, repetition_penalty=2.0, presence_penalty=1.0, seed=1)
+    sampler = Sampler(options, list(range(200)), 400, set(range(100, 250)))
+    for _ in range(20):
+        (drawn,) = draw_rows([sampler], logits[None], logprobs=20)
+        assert isinstance(drawn, Drawn)
+        assert drawn.logprob == pytest.approx(float(expected[drawn.token]), abs=1e-5)
+        assert [token for token, _ in drawn.top] == likeliest.indices.tolist()
+        assert [value for _, value in drawn.top] == pytest.approx(likeliest.values.tolist(), abs=1e-5)
+    (drawn,) = draw_rows([sampler], logits[None])
+    assert isinstance(drawn, Drawn)
+    assert (drawn.logprob, drawn.top) == (None, ())
 
 
 def test_draws_do_not_touch_the_global_random_numbers() -> None:

@@ -98,13 +98,18 @@ def test_positions_are_relative(decoder: Decoder) -> None:
     torch.testing.assert_close(decoder(far).logits_NV, decoder(batch).logits_NV, atol=1e-4, rtol=0)
 
 
+def _fill(cache: KVCache, value: float) -> None:
+    for layer in range(CONFIG.num_layers):
+        for pool in cache.pools(layer):
+            pool.fill_(value)
+
+
 def test_cache_in_scattered_pages_equals_the_whole(decoder: Decoder) -> None:
     """Two documents, five tokens a page, pages handed out back to front, chunks of any size."""
     documents = [_random(13, 6), _random(8, 7)]
     whole = decoder(Batch.of(documents)).logits_NV.split([13, 8])
     cache = KVCache(CONFIG, pages=6, page_size=5, dtype=torch.float32)
-    cache._keys.fill_(torch.nan)  # whatever is read must have been written
-    cache._values.fill_(torch.nan)
+    _fill(cache, torch.nan)  # whatever is read must have been written
     tables = (torch.tensor([5, 1, 3]), torch.tensor([4, 0]))
     seen = [0, 0]
     got: list[list[torch.Tensor]] = [[], []]
@@ -133,14 +138,15 @@ def _step(
 
 def test_forward_touches_only_the_named_slots(decoder: Decoder) -> None:
     cache = KVCache(CONFIG, pages=2, page_size=4, dtype=torch.float32)
-    cache._keys.fill_(7.0)
-    cache._values.fill_(7.0)
+    _fill(cache, 7.0)
     before = [p.clone() for p in decoder.parameters()]
     batch = replace(Batch.of([_random(3, 8)]), placement=Placement(torch.tensor([4, 5, 6]), (torch.tensor([1]),), (3,)))
     decoder(batch, cache)
-    assert (cache._keys[:, 0] == 7).all()
-    assert (cache._keys[:, 1, 3] == 7).all()
-    assert (cache._values[:, 1, :3] != 7).all()
+    for layer in range(CONFIG.num_layers):
+        for pool in cache.pools(layer):
+            assert (pool[0] == 7).all()
+            assert (pool[1, :, 3] == 7).all()
+            assert (pool[1, :, :3] != 7).all()
     assert all(torch.equal(old, new) for old, new in zip(before, decoder.parameters(), strict=True))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from tokenizers import pre_tokenizers
 
 from tests.model.configs import theirs
 
@@ -18,6 +20,19 @@ ARCHITECTURES = {
     "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+}
+
+
+# where the float16 fields of a block lie
+HALVES_OF_KIND = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
 }
 
 
@@ -53,25 +68,62 @@ def write_folder(folder: Path, raw: dict[str, Any], dtype: torch.dtype = torch.f
     return model
 
 
-def write_gguf(path: Path, raw: dict[str, Any], model: Any, quantisation: str = "F32") -> None:
-    """The model as GGUF with the names of the `gguf` package; matrices in `quantisation`, the rest in F32."""
+def write_gguf(
+    path: Path,
+    raw: dict[str, Any],
+    model: Any,
+    quantisation: str | Callable[[str], str] = "F32",
+    *,
+    tokenizer: bool = False,
+) -> None:
+    """The model as GGUF with the names of the `gguf` package; matrices in `quantisation`, the rest in F32.
+
+    `quantisation` is a type for all, or gives one for each name of GGUF. `tokenizer` adds one of single bytes.
+    """
     family, layers = raw["model_type"], raw["num_hidden_layers"]
     names = gguf.get_tensor_name_map(ARCHITECTURES[family], layers)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
     _write_keys(writer, raw)
+    if tokenizer:
+        _write_tokenizer(writer, raw["vocab_size"])
     for name, values in _tensors(raw, model).items():
-        kind = gguf.GGMLQuantizationType[quantisation if values.ndim > 1 and "gate_inp" not in name else "F32"]
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
+        wanted = quantisation if isinstance(quantisation, str) else quantisation(target)
+        kind = gguf.GGMLQuantizationType[wanted if values.ndim > 1 and "gate_inp" not in target else "F32"]
         if "shared_expert_gate" in name:
             values, kind = values[0], gguf.GGMLQuantizationType.F32
-        writer.add_tensor(target, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(target, _blocks(values, kind), raw_dtype=kind)
     if raw["rope_parameters"]["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(raw))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _blocks(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Values in a type; the package rounds to no K type, so these get random blocks of small scales."""
+    if not kind.name.endswith("_K"):
+        return gguf.quants.quantize(values, kind)
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(values.size)
+    raw = random.integers(0, 256, (*values.shape[:-1], values.shape[-1] // elements, size), dtype=np.uint8)
+    for at in HALVES_OF_KIND[kind.name]:
+        scales = random.standard_normal(raw.shape[:-1]).astype(np.float16) * np.float16(0.0005)
+        raw[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return raw.reshape(*values.shape[:-1], -1)
+
+
+def _write_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "<|im_end|>"]
+    pads = [f"[PAD{n}]" for n in range(vocab_size - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens + pads)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3] + [5] * len(pads))
+    writer.add_token_merges(["Ġ t"])
+    writer.add_eos_token_id(len(tokens) - 1)
 
 
 def _write_keys(writer: gguf.GGUFWriter, raw: dict[str, Any]) -> None:

@@ -14,12 +14,15 @@ import pytest
 
 import tenth
 from tenth.errors import ModelNotFoundError
+from tenth.kernels.packed import PackedFormat
 from tenth.weights import save
 from tenth.weights.hub import HubName, find
+from tenth.weights.synthetic import write_synthetic
 from tests.api.tiny import tiny_model
 from tests.model.configs import theirs
 from tests.weights.fake_hub import FakeHub, Repo, fake_hub
 from tests.weights.models import raw_config, write_gguf
+from tests.weights.packed_models import SMALL
 
 # what a real repository has beside its model, and what must stay there
 STRANGERS = {
@@ -205,6 +208,23 @@ def test_a_snapshot_with_a_hole_is_not_taken_for_the_model(
     (folder / {"config.json": lost, "shard": shards[0], "index": "model.safetensors.index.json"}[lost]).unlink()
     with pytest.raises(ModelNotFoundError, match="not in the cache"):
         find("owner/tiny")
+
+
+def test_a_packed_model_in_the_cache(
+    cache: Cache, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_synthetic(tmp_path / "packed", SMALL, PackedFormat.parse("int4-g32"))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()}
+    hub.repos["owner/packed"] = Repo({"main": files})
+    folder = Path(cache.done("pull", "owner/packed").strip())
+    assert {path.name for path in folder.iterdir()} == set(files)
+    assert "all as written" in cache.done("check", "owner/packed", online=False)
+    assert "owner/packed" in cache.done("list")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.home / "hub"))
+    assert find("owner/packed") == folder
+    (folder / "layer-00001.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match="not in the cache"):
+        find("owner/packed")
 
 
 def test_what_the_hub_refuses_is_told(cache: Cache, hub: FakeHub, files: dict[str, bytes]) -> None:

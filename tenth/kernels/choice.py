@@ -1,0 +1,37 @@
+"""Which kernels a model runs on: the native ones where its weights are packed, the reference otherwise."""
+
+from __future__ import annotations
+
+from tenth.errors import MachineError, RequestError
+from tenth.kernels import reference
+from tenth.kernels.contract import Kernels
+from tenth.kernels.cpu.machine import built, machine
+
+BACKENDS = ("auto", "reference", "cpu")
+
+
+def choose_kernels(
+    backend: str = "auto", *, packed: bool, threads: int | None = None, instruction_set: str | None = None
+) -> Kernels:
+    """`reference`, `cpu` (native; packed weights only), or `auto`: native where that is possible.
+
+    `threads` and `instruction_set` are for native kernels (default: what this process may use). RequestError for
+    another name or a model that is not packed, MachineError where this installation or machine has no such kernels.
+    """
+    if backend not in BACKENDS:
+        raise RequestError(f"backend is {backend!r:.40}, it must be one of {', '.join(BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and not (packed and built())):
+        return reference
+    if not packed:
+        raise RequestError("the cpu backend runs packed models: `tenth quantize` or `tenth pack` makes one")
+    if not built():
+        raise MachineError("this installation was built without the native kernels: install it with a C++ compiler")
+    from tenth.kernels.cpu.operations import CpuKernels
+
+    return CpuKernels(machine(threads, instruction_set))
+
+
+def describe(kernels: Kernels) -> str:
+    """`reference`, or `cpu (avx512, 2 threads)`."""
+    team = getattr(kernels, "machine", None)
+    return kernels.name if team is None else f"{kernels.name} ({team.set}, {team.threads} threads)"

@@ -1,0 +1,162 @@
+"""Notes on the operations of a forward pass, so that later passes run them without Python between.
+
+While a `Capture` is open, the native operations note themselves down instead of running. Their tensors are small
+stand-ins of `STAND_IN_ROWS` rows; what counts is which memory feeds which operation. `CapturedPlan` then lays all of
+it out for as many rows as a step may have: memory whose last reader has run is lent to the next operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import tenth.kernels.cpu._native as _native
+    from tenth.kernels.cpu.documents import Documents
+
+STAND_IN_ROWS = 2
+"""Rows of every tensor of a capture: two, so that strides mean something."""
+
+Kind = Literal["tokens", "logits", "documents"]
+KINDS: tuple[Kind, ...] = ("tokens", "logits", "documents")
+"""What a row of a tensor stands for; a run says how many there are of each."""
+
+Address = Callable[[Tensor], int]
+Emit = Callable[["_native.Plan", Address], None]
+
+_LINE = 64
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """A piece of memory: its stand-in, what its rows are, and the first and last operation that need it."""
+
+    tensor: Tensor
+    kind: Kind
+    first: int
+    last: int
+    where: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        return self.tensor.nbytes // STAND_IN_ROWS
+
+
+@dataclass(slots=True)
+class Capture:
+    """The operations of one forward pass and the memory between them."""
+
+    emits: list[Emit] = field(default_factory=list)
+    documents: Documents | None = None
+    _buffers: dict[int, _Buffer] = field(default_factory=dict)
+
+    def tensor(self, tail: Sequence[int], dtype: torch.dtype, kind: Kind) -> Tensor:
+        """Room for the result of the next operation, or for an input where it is filled before the run."""
+        stand_in = torch.zeros((STAND_IN_ROWS, *tail), dtype=dtype)
+        now = len(self.emits)
+        self._buffers[stand_in.untyped_storage().data_ptr()] = _Buffer(stand_in, kind, now, now)
+        return stand_in
+
+    def add(self, emit: Emit, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
+        """Note an operation."""
+        for tensor in (*reads, *writes):
+            self._owner(tensor).last = len(self.emits)
+        self.emits.append(emit)
+
+    def kind_of(self, tensor: Tensor) -> Kind:
+        """What the tensor's rows are."""
+        return self._owner(tensor).kind
+
+    def keep(self, tensor: Tensor) -> None:
+        """The tensor is filled before the run or read after it: its memory is lent to nobody."""
+        buffer = self._owner(tensor)
+        buffer.first, buffer.last = 0, len(self.emits)
+
+    def _owner(self, tensor: Tensor) -> _Buffer:
+        try:
+            return self._buffers[tensor.untyped_storage().data_ptr()]
+        except KeyError:
+            raise AssertionError("an operation outside the kernels made this tensor: a plan cannot repeat it") from None
+
+    def lay_out(self, capacity: int) -> tuple[Tensor, Address]:
+        """Memory for `capacity` rows of every kind, and where each tensor's first row is in it."""
+        taken: list[_Buffer] = []
+        total = 0
+        for buffer in sorted(self._buffers.values(), key=lambda b: -b.row_bytes):
+            size = _lines(buffer.row_bytes * capacity)
+            near = sorted(
+                (o.where, o.where + _lines(o.row_bytes * capacity))
+                for o in taken
+                if o.first <= buffer.last and buffer.first <= o.last
+            )
+            buffer.where = 0
+            for start, end in near:
+                if buffer.where + size <= start:
+                    break
+                buffer.where = max(buffer.where, end)
+            taken.append(buffer)
+            total = max(total, buffer.where + size)
+        arena = torch.zeros(total + _LINE, dtype=torch.uint8)
+        base = -(-arena.data_ptr() // _LINE) * _LINE
+
+        def address(tensor: Tensor) -> int:
+            buffer = self._owner(tensor)
+            return base + buffer.where + tensor.data_ptr() - buffer.tensor.data_ptr()
+
+        return arena, address
+
+
+def _lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE
+
+
+_open: ContextVar[Capture | None] = ContextVar("_open", default=None)
+
+
+def current() -> Capture | None:
+    """The capture that is open in this thread."""
+    return _open.get()
+
+
+@contextmanager
+def capturing() -> Iterator[Capture]:
+    """Open a capture: until it is closed, native operations of this thread note themselves down."""
+    capture = Capture()
+    token = _open.set(capture)
+    try:
+        yield capture
+    finally:
+        _open.reset(token)
+
+
+class CapturedPlan:
+    """A capture laid out for up to `capacity` rows, ready to run."""
+
+    def __init__(self, capture: Capture, machine: _native.Machine, capacity: int) -> None:
+        from tenth.kernels.cpu import _native
+
+        self.capacity = capacity
+        self._capture = capture  # it holds the weights whose addresses the plan has
+        self._arena, self._address = capture.lay_out(capacity)
+        self._plan = _native.Plan(machine)
+        for emit in capture.emits:
+            emit(self._plan, self._address)
+
+    def view(self, stand_in: Tensor) -> Tensor:
+        """The tensor that a stand-in stands for, with `capacity` rows."""
+        shape = (self.capacity, *stand_in.shape[1:])
+        start = self._address(stand_in) - self._arena.data_ptr()
+        size = stand_in.nbytes // STAND_IN_ROWS * self.capacity
+        return self._arena[start : start + size].view(stand_in.dtype).view(shape)
+
+    def run(self, tokens: int, logits: int, documents: int) -> None:
+        """Run all operations for so many rows of each kind."""
+        self._plan.run(tokens, logits, documents)

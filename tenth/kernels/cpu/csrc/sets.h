@@ -1,0 +1,16 @@
+// The instruction sets that were built, and which of them this processor runs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace tenth {
+
+std::vector<std::string> supported_sets();   // best first; "portable" always
+const Ops* ops_of(const std::string& name);  // std::invalid_argument where it is not supported
+
+bool fast_bf16();  // whether this processor multiplies bfloat16 pairs faster than it converts them to float32
+
+}  // namespace tenth

@@ -1,0 +1,330 @@
+"""The contract of the kernels on packed weights and float32 activations, by native code.
+
+Each operation either runs at once or, while a capture is open, notes itself down (`capture.py`).
+
+T tokens, D model width, E experts, K active, H query heads, G key-value heads, C head size, P pages, N tokens a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+import tenth.kernels.cpu._native as _native
+from tenth.errors import RequestError
+from tenth.kernels import reference
+from tenth.kernels.contract import KVLayout
+from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current
+from tenth.kernels.cpu.documents import Documents, slots_of
+from tenth.kernels.packed import TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
+from tenth.kernels.weight import ExpertTable, Weight
+
+_FP32 = PackedFormat(32)
+_NONE = (0, 0)  # no rows
+
+
+class CpuKernels:
+    """All operations on one team of threads, with one instruction set."""
+
+    name = "cpu"
+
+    def __init__(self, machine: _native.Machine) -> None:
+        self.machine = machine
+        self._matrices: WeakKeyDictionary[Weight, _native.Matrix] = WeakKeyDictionary()
+        self._tables: WeakKeyDictionary[ExpertTable, _native.Experts] = WeakKeyDictionary()
+        self._routers = WeakTensorKeyDictionary()  # a router's rows, packed
+
+    def embed(self, ids_T: Tensor, weight: Weight) -> Tensor:
+        """The named rows of a matrix."""
+        matrix = self._matrix(weight)
+        y_TI = self._new(ids_T, weight.in_features)
+        self._do(
+            lambda plan, at: plan.gather(_kind(y_TI), at(ids_T), matrix, 0, 0, weight.in_features, *_row(y_TI, at)),
+            (ids_T,),
+            (y_TI,),
+        )
+        return y_TI
+
+    def take(self, x_TD: Tensor, rows_N: Tensor) -> Tensor:
+        """The named rows of a tensor."""
+        y_ND = self._new(rows_N, x_TD.shape[1])
+        self._do(
+            lambda plan, at: plan.gather(
+                _kind(y_ND), at(rows_N), None, *_row(x_TD, at), x_TD.shape[1], *_row(y_ND, at)
+            ),
+            (x_TD, rows_N),
+            (y_ND,),
+        )
+        return y_ND
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`."""
+        flat_TI = x.reshape(-1, x.shape[-1])
+        return self.linears(flat_TI, (weight,), (bias,))[0].view(*x.shape[:-1], weight.out_features)
+
+    def linears(self, x_TI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+        """Several matrices on the same rows."""
+        matrices = [self._matrix(weight) for weight in weights]
+        ys = [self._new(x_TI, weight.out_features) for weight in weights]
+        parts = list(zip(matrices, [_float32(bias) for bias in biases], ys, strict=True))
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            outs = [(matrix, 0 if bias is None else bias.data_ptr(), *_row(y, at)) for matrix, bias, y in parts]
+            plan.linear(_kind(x_TI), *_row(x_TI, at), outs)
+
+        self._do(emit, (x_TI,), ys)
+        return ys
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""
+        flat_TD = x.reshape(-1, x.shape[-1])
+        y_TD = self._new(flat_TD, flat_TD.shape[1])
+        self._do(
+            lambda plan, at: plan.rms_norm(
+                _kind(flat_TD),
+                flat_TD.shape[1],
+                *_row(flat_TD, at),
+                *_NONE,
+                *_NONE,
+                weight.data_ptr(),
+                eps,
+                *_row(y_TD, at),
+            ),
+            (flat_TD,),
+            (y_TD,),
+        )
+        return y_TD.view(x.shape)
+
+    def add_rms_norm(self, x_TD: Tensor, y_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`x + y`, and its norm."""
+        sum_TD, norm_TD = self._new(x_TD, x_TD.shape[1]), self._new(x_TD, x_TD.shape[1])
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            rows = (_row(x_TD, at), _row(y_TD, at), _row(sum_TD, at))
+            plan.rms_norm(
+                _kind(x_TD), x_TD.shape[1], *rows[0], *rows[1], *rows[2], weight.data_ptr(), eps, *_row(norm_TD, at)
+            )
+
+        self._do(emit, (x_TD, y_TD), (sum_TD, norm_TD))
+        return sum_TD, norm_TD
+
+    def add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
+        """`x + y`."""
+        sum_TD = self._new(x_TD, x_TD.shape[1])
+        self._do(
+            lambda plan, at: plan.add(_kind(x_TD), x_TD.shape[1], *_row(x_TD, at), *_row(y_TD, at), *_row(sum_TD, at)),
+            (x_TD, y_TD),
+            (sum_TD,),
+        )
+        return sum_TD
+
+    def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        """`silu(gate) * up`."""
+        y_TF = self._new(gate_TF, gate_TF.shape[1])
+        self._do(
+            lambda plan, at: plan.silu_mul(
+                _kind(gate_TF), gate_TF.shape[1], *_row(gate_TF, at), *_row(up_TF, at), *_row(y_TF, at)
+            ),
+            (gate_TF, up_TF),
+            (y_TF,),
+        )
+        return y_TF
+
+    def add_shared(self, y_TD: Tensor, shared_TD: Tensor, gate_T1: Tensor | None) -> Tensor:
+        """`y + sigmoid(gate) * shared`, in the memory of `y` where there is a gate."""
+        if gate_T1 is None:
+            return self.add(y_TD, shared_TD)
+        self._do(
+            lambda plan, at: plan.add_scaled(y_TD.shape[1], *_row(gate_T1, at), *_row(shared_TD, at), *_row(y_TD, at)),
+            (gate_T1, shared_TD, y_TD),
+            (y_TD,),
+        )
+        return y_TD
+
+    def heads(
+        self,
+        q_THC: Tensor,
+        k_TGC: Tensor,
+        weights: tuple[Tensor | None, Tensor | None],
+        eps: float,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Each head of queries and keys normalised where there is a weight, and turned to its position."""
+        size = q_THC.shape[2]
+        parts = [(x, weight, self._new(x, *x.shape[1:])) for x, weight in zip((q_THC, k_TGC), weights, strict=True)]
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            q, k = (
+                (x.shape[1], *_row(x, at), 0 if weight is None else weight.data_ptr(), *_row(y, at))
+                for x, weight, y in parts
+            )
+            plan.heads(size, q, k, eps, at(cos_TC), at(sin_TC))
+
+        outs = (parts[0][2], parts[1][2])
+        self._do(emit, (q_THC, k_TGC, cos_TC, sin_TC), outs)
+        return outs
+
+    def kv_layout(self, heads: int, size: int) -> KVLayout:
+        """bfloat16; keys as chunks of 16 tokens by 2 channels, values as chunks of 16 channels by 2 tokens."""
+        if size % 16:
+            raise RequestError(f"the native kernels take head sizes that are multiples of 16, not {size}")
+        return KVLayout((heads, 16, size // 2, 16, 2), (heads, 2, size, 2), torch.bfloat16)
+
+    def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
+        """Write the step's keys and values to their slots."""
+        view = _kv_view(keys, values)
+        self._do(
+            lambda plan, at: plan.store_kv(*_row(k_TGC, at), *_row(v_TGC, at), at(slots_T), view),
+            (k_TGC, v_TGC, slots_T),
+            (),
+        )
+
+    def paged_attention(
+        self,
+        q_THC: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        pages: Sequence[Tensor],
+        lengths: Sequence[int],
+        bounds: Sequence[int],
+    ) -> Tensor:
+        """Causal attention to the pages of each document."""
+        capture = current()
+        documents = Documents.of(pages, lengths, bounds) if capture is None else capture.documents
+        assert documents is not None, "a capture with a cache has its tables"
+        _, heads, size = q_THC.shape
+        y_THC = self._new(q_THC, heads, size)
+        view = _kv_view(keys, values)
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            tables = (at(documents.bounds), at(documents.lengths), *_row(documents.pages, at))
+            plan.attention(heads, *_row(q_THC, at), view, *tables, size**-0.5, *_row(y_THC, at))
+
+        self._do(emit, (q_THC, *documents.tensors), (y_THC,), documents=documents.count)
+        return y_THC
+
+    def attention(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]) -> Tensor:
+        """Causal attention within each document, through a cache that lives as long as the call."""
+        lengths = [end - start for start, end in pairwise(bounds)]
+        layout = self.kv_layout(k_TGC.shape[1], k_TGC.shape[2])
+        page_size = layout.padded(max(lengths))
+        keys, values = layout.pools(len(lengths), page_size)
+        self.store(k_TGC, v_TGC, keys, values, slots_of(bounds, page_size))
+        pages = list(torch.arange(len(lengths))[:, None])
+        return self.paged_attention(q_THC, keys, values, pages, lengths, bounds)
+
+    def router_logits(self, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        """Scores of all experts: each a sum in order of columns, so that equal rows tie."""
+        if weight_ED not in self._routers:
+            self._routers[weight_ED] = _packed(weight_ED.detach())
+        return self.linears(x_TD, (self._routers[weight_ED],), (None,))[0]
+
+    def route(self, logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+        """Ids of the largest logits, best first, of equal ones the lower id first; and their gates."""
+        experts = logits_TE.shape[1]
+        experts_TK, gates_TK = self._new(logits_TE, top_k, dtype=torch.int64), self._new(logits_TE, top_k)
+        self._do(
+            lambda plan, at: plan.route(
+                experts, top_k, renormalise, *_row(logits_TE, at), at(experts_TK), at(gates_TK)
+            ),
+            (logits_TE,),
+            (experts_TK, gates_TK),
+        )
+        return experts_TK, gates_TK
+
+    def gates(self, logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
+        """Softmax of the logits at experts that were chosen elsewhere: a replay, which is never captured."""
+        return reference.gates(logits_TE, experts_TK, renormalise)
+
+    def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
+        """The weighted sum of the chosen experts, in order of k."""
+        native = self._table(table)
+        y_TD = self._new(x_TD, x_TD.shape[1])
+        top_k = experts_TK.shape[1]
+        ids_TK, gates_TK = experts_TK.contiguous(), gates_TK.contiguous()
+        self._do(
+            lambda plan, at: plan.expert_ffn(*_row(x_TD, at), at(ids_TK), at(gates_TK), top_k, native, *_row(y_TD, at)),
+            (x_TD, ids_TK, gates_TK),
+            (y_TD,),
+        )
+        return y_TD
+
+    def _do(self, emit: Emit, reads: Sequence[Tensor], writes: Sequence[Tensor], documents: int = 0) -> None:
+        capture = current()
+        if capture is not None:
+            capture.add(emit, reads, writes)
+            return
+        plan = _native.Plan(self.machine)
+        emit(plan, Tensor.data_ptr)
+        rows = len((*writes, *reads)[0])
+        plan.run(rows, rows, documents)
+
+    def _new(self, like: Tensor, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Room for a result with the rows of another tensor."""
+        capture = current()
+        if capture is None:
+            return torch.empty((len(like), *tail), dtype=dtype)
+        return capture.tensor(tail, dtype, capture.kind_of(like))
+
+    def _matrix(self, weight: Weight) -> _native.Matrix:
+        if weight not in self._matrices:
+            self._matrices[weight] = _native_matrix(weight)
+        return self._matrices[weight]
+
+    def _table(self, table: ExpertTable) -> _native.Experts:
+        if table not in self._tables:
+            assert isinstance(table, PackedExpertTable), "native kernels take packed experts"
+            parts = [(_native_matrix(e.gate), _native_matrix(e.up), _native_matrix(e.down)) for e in table.experts]
+            self._tables[table] = _native.Experts(parts)
+        return self._tables[table]
+
+
+def _native_matrix(weight: Weight) -> _native.Matrix:
+    assert isinstance(weight, PackedWeight), "native kernels take packed weights"
+    form, columns = weight.format, weight.in_features
+    at = form.segments(columns)
+    scales, steps, minimums, minimum_steps = (start if end > start else 0 for start, end in pairwise(at[1:]))
+    return _native.Matrix(
+        weight.data_B.data_ptr(),
+        weight.out_features,
+        columns,
+        form.padded(columns),
+        form.bits,
+        form.group or TILE_ROWS,
+        form.step_bits if form.superblock else 0,
+        at.end,
+        (scales, steps, minimums, minimum_steps),
+    )
+
+
+def _packed(weight_OI: Tensor) -> PackedWeight:
+    outputs, inputs = weight_OI.shape
+    return PackedWeight(pack(_FP32, weight_OI), outputs, inputs, _FP32)
+
+
+def _row(tensor: Tensor, at: Address) -> tuple[int, int]:
+    """The address of a tensor's first row, and the elements from a row to the next."""
+    assert tensor[0].is_contiguous(), "the numbers of a row lie side by side"
+    return at(tensor), tensor.stride(0)
+
+
+def _kind(tensor: Tensor) -> int:
+    capture = current()
+    kind: Kind = "tokens" if capture is None else capture.kind_of(tensor)
+    return KINDS.index(kind)
+
+
+def _kv_view(keys: Tensor, values: Tensor) -> tuple[int, int, int, int, int, int]:
+    """Addresses, page size, heads, head size and page stride of one layer's pools."""
+    heads, groups, _, lanes, _ = keys.shape[1:]
+    return keys.data_ptr(), values.data_ptr(), groups * lanes, heads, values.shape[3], keys.stride(0)
+
+
+def _float32(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().float()

@@ -1,0 +1,215 @@
+// Norms, rotary positions, activations and the choice of experts against double precision, with the same bits on every
+// instruction set, for any number of threads, and for a row alone. Argument: how many random shapes.
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+
+#include "check.h"
+
+using check::Machine;
+using check::Random;
+using Rows = std::vector<float>;
+
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+// largest |a - b| over what is allowed for each number; a NaN must meet a NaN
+struct Worst {
+  double value = 0;
+  void take(float got, double want, double allowed) {
+    if (std::isnan(got) || std::isnan(want))
+      value = std::isnan(got) && std::isnan(want) ? value : 1e30;
+    else if (got != want)
+      value = std::max(value, std::fabs(got - want) / allowed);
+  }
+};
+
+// The op as `call(machine, first row, rows, y)` fills y: on all machines, and row by row, always the same bits; returns
+// what the first machine made of it.
+template <class Call>
+Rows everywhere(const std::string& name, const std::vector<Machine>& all, int rows, size_t columns, const Call& call) {
+  Rows first(rows * columns);
+  call(all[0], 0, rows, first.data());
+  bool same = true;
+  for (const Machine& machine : all) {
+    Rows y(rows * columns), alone(rows * columns);
+    call(machine, 0, rows, y.data());
+    for (int r = 0; r < rows; ++r) call(machine, r, 1, alone.data() + r * columns);
+    same &= check::same_bits(first, y) && check::same_bits(first, alone);
+  }
+  if (!same) check::report("same bits of " + name, false);
+  return first;
+}
+
+std::string shape(const char* name, int rows, int columns) {
+  return std::string(name) + " " + std::to_string(rows) + " x " + std::to_string(columns);
+}
+
+void report(const std::string& name, const Worst& worst) {
+  check::report(name, worst.value <= 1, "error " + std::to_string(worst.value) + " of what is allowed");
+}
+
+void norms(Random& random, const std::vector<Machine>& all) {
+  const int rows = random.integer(1, 20), columns = random.integer(1, random.one_of({20, 300, 3000}));
+  const int stride = columns + 3;
+  const bool with_sum = random.integer(0, 1);
+  Rows x = random.normals(rows * stride, random.one_of({1e-4f, 1.0f, 1e4f}));
+  const Rows z = random.normals(rows * stride), w = random.normals(columns);
+  if (rows > 2) x[2 * stride + columns / 2] = random.one_of({INFINITY, -INFINITY, kNaN});
+  const std::string name = shape(with_sum ? "rms_norm of a sum" : "rms_norm", rows, columns);
+  Rows sums(rows * stride, 0.0f);
+  const Rows y = everywhere(name, all, rows, columns, [&](const Machine& m, int r, int count, float* to) {
+    m.run(m.ops->rms_norm,
+          tenth::RmsNormArgs{count, columns, &x[r * stride], stride, with_sum ? &z[r * stride] : nullptr, stride,
+                             &sums[r * stride], stride, w.data(), 1e-6f, to, columns});
+  });
+  Worst worst;
+  for (int r = 0; r < rows; ++r) {
+    double squares = 0;
+    auto value = [&](int c) { return with_sum ? (double)(x[r * stride + c] + z[r * stride + c]) : x[r * stride + c]; };
+    for (int c = 0; c < columns; ++c) squares += value(c) * value(c);
+    const double scale = 1 / std::sqrt(squares / columns + 1e-6);
+    for (int c = 0; c < columns; ++c) {
+      const double want = std::isfinite(squares) ? value(c) * scale * w[c] : kNaN;
+      worst.take(y[r * columns + c], want, 1e-6 * std::fabs(want));
+      if (with_sum) worst.take(sums[r * stride + c], value(c), 1e-30);
+    }
+  }
+  report(name, worst);
+}
+
+void rotations(Random& random, const std::vector<Machine>& all) {
+  const int rows = random.integer(1, 9), heads = random.integer(1, 9), kv = random.integer(1, 3);
+  const int size = 16 * random.integer(1, 16), half = size / 2, q_row = heads * size, kv_row = kv * size;
+  const bool norm = random.integer(0, 1), in_place = random.integer(0, 1);
+  const Rows q = random.normals(rows * q_row), k = random.normals(rows * kv_row), w = random.normals(size);
+  Rows cos(rows * half), sin(rows * half);
+  for (int i = 0; i < rows * half; ++i) cos[i] = std::cos(0.1f * i), sin[i] = std::sin(0.1f * i);
+  const std::string name = shape(norm ? "heads, norm" : "heads", rows, q_row) + " C " + std::to_string(size);
+  const Rows y = everywhere(name, all, rows, q_row + kv_row, [&](const Machine& m, int r, int count, float* to) {
+    const int row = q_row + kv_row;
+    if (in_place)
+      for (int i = 0; i < count; ++i) {
+        std::copy_n(&q[(r + i) * q_row], q_row, to + i * row);
+        std::copy_n(&k[(r + i) * kv_row], kv_row, to + i * row + q_row);
+      }
+    const float* weight = norm ? w.data() : nullptr;
+    using Part = tenth::HeadsArgs::Part;
+    m.run(m.ops->heads,
+          tenth::HeadsArgs{count, size,
+                           in_place ? Part{heads, to, row, weight, to, row}
+                                    : Part{heads, &q[r * q_row], q_row, weight, to, row},
+                           in_place ? Part{kv, to + q_row, row, weight, to + q_row, row}
+                                    : Part{kv, &k[r * kv_row], kv_row, weight, to + q_row, row},
+                           1e-5f, &cos[r * half], &sin[r * half]});
+  });
+  Worst worst;
+  for (int r = 0; r < rows; ++r)
+    for (int h = 0; h < heads + kv; ++h) {
+      const float* x = h < heads ? &q[r * q_row + h * size] : &k[r * kv_row + (h - heads) * size];
+      double squares = 0;
+      for (int c = 0; c < size; ++c) squares += (double)x[c] * x[c];
+      const double scale = norm ? 1 / std::sqrt(squares / size + 1e-5) : 1;
+      for (int c = 0; c < half; ++c) {
+        const double a = x[c] * scale * (norm ? w[c] : 1), b = x[half + c] * scale * (norm ? w[half + c] : 1);
+        const double cosine = cos[r * half + c], sine = sin[r * half + c];
+        const double allowed = 1e-6 * (std::fabs(a) + std::fabs(b));
+        const float* out = &y[r * (q_row + kv_row) + h * size];
+        worst.take(out[c], a * cosine - b * sine, allowed);
+        worst.take(out[half + c], b * cosine + a * sine, allowed);
+      }
+    }
+  report(name, worst);
+}
+
+void elementwise(Random& random, const std::vector<Machine>& all) {
+  const int rows = random.integer(1, 20), columns = random.integer(1, random.one_of({20, 900})), stride = columns + 5;
+  Rows x = random.normals(rows * stride, 5), z = random.normals(rows * stride), g = random.normals(rows, 3);
+  const float odd[] = {0.0f, -0.0f, 88.0f, -88.0f, 300.0f, -300.0f, 1e-30f, kNaN};
+  for (size_t i = 0; i < std::min<size_t>(columns, 8); ++i) x[i] = odd[i];
+  const bool gated = random.integer(0, 1);
+  const Rows silu = everywhere("silu_mul", all, rows, columns, [&](const Machine& m, int r, int count, float* to) {
+    m.run(m.ops->silu_mul,
+          tenth::SiluMulArgs{count, columns, &x[r * stride], stride, &z[r * stride], stride, to, columns});
+  });
+  const Rows sum = everywhere("add", all, rows, columns, [&](const Machine& m, int r, int count, float* to) {
+    m.run(m.ops->add, tenth::AddArgs{count, columns, &x[r * stride], stride, &z[r * stride], stride, to, columns});
+  });
+  const Rows scaled = everywhere("scale_rows", all, rows, columns, [&](const Machine& m, int r, int count, float* to) {
+    for (int i = 0; i < count; ++i) std::copy_n(&x[(r + i) * stride], columns, to + i * columns);
+    m.run(m.ops->scale_rows,
+          tenth::ScaleRowsArgs{count, columns, gated ? &g[r] : nullptr, 1, &z[r * stride], stride, to, columns});
+  });
+  Worst worst;
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) {
+      const double a = x[r * stride + c], b = z[r * stride + c], gate = gated ? 1 / (1 + std::exp(-(double)g[r])) : 1;
+      const double want = a / (1 + std::exp(-a)) * b;
+      worst.take(silu[r * columns + c], want, 1e-6 * std::fabs(want) + 1e-36);
+      worst.take(sum[r * columns + c], (float)(x[r * stride + c] + z[r * stride + c]), 1e-30);
+      worst.take(scaled[r * columns + c], a + gate * b, 1e-6 * (std::fabs(a) + std::fabs(gate * b)));
+    }
+  report(shape("silu_mul, add, scale_rows", rows, columns), worst);
+}
+
+void choices(Random& random, const std::vector<Machine>& all) {
+  const int rows = random.integer(1, 40), experts = random.integer(1, random.one_of({7, 40, 300}));
+  const int top_k = random.integer(1, std::min(experts, random.one_of({4, 8, 40}))), stride = experts + 1;
+  const bool renormalise = random.integer(0, 1);
+  Rows logits = random.normals(rows * stride, random.one_of({0.1f, 3.0f}));
+  for (float& v : logits) v = random.integer(0, 2) ? v : std::round(v);  // many equal ones, some of them zeros
+  std::vector<bool> spoiled(rows, false);
+  for (int r = 0; r < rows; ++r) {
+    float* row = &logits[r * stride];
+    const int kind = random.integer(0, 9);
+    if (kind == 0) std::fill(row, row + experts, kNaN), spoiled[r] = true;
+    if (kind == 1) row[random.integer(0, experts - 1)] = kNaN, spoiled[r] = true;
+    if (kind == 2 && experts > top_k) row[random.integer(0, experts - 1)] = -INFINITY;
+    if (kind == 3) row[random.integer(0, experts - 1)] = -0.0f;
+  }
+  const std::string name =
+      shape("choose", rows, experts) + " top " + std::to_string(top_k) + (renormalise ? " of the chosen" : "");
+  std::vector<int64_t> ids(rows * top_k);
+  bool same = true, first = true;
+  const Rows gates = everywhere(name, all, rows, top_k, [&](const Machine& m, int r, int count, float* to) {
+    std::vector<int64_t> chosen(count * top_k, -1);
+    m.run(m.ops->choose,
+          tenth::ChooseArgs{count, experts, top_k, &logits[r * stride], stride, renormalise, chosen.data(), to});
+    if (first) ids = chosen;
+    first = false;
+    same &= std::equal(chosen.begin(), chosen.end(), ids.begin() + r * top_k);
+  });
+  Worst worst;
+  for (int r = 0; r < rows; ++r) {
+    const float* row = &logits[r * stride];
+    std::vector<int> order(experts);
+    std::iota(order.begin(), order.end(), 0);
+    auto key = [&](int e) { return std::isnan(row[e]) ? -INFINITY : row[e]; };
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key(a) > key(b); });
+    double total = 0;
+    for (int e = 0; e < (renormalise ? top_k : experts); ++e) total += std::exp((double)key(order[e]) - key(order[0]));
+    for (int k = 0; k < top_k; ++k) {
+      same &= ids[r * top_k + k] == order[k];
+      const double want = spoiled[r] ? kNaN : std::exp((double)key(order[k]) - key(order[0])) / total;
+      worst.take(gates[r * top_k + k], want, 1e-6 * want + 1e-37);
+    }
+  }
+  check::report(name, same && worst.value <= 1, "error " + std::to_string(worst.value) + " of what is allowed");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int shapes = count > 1 ? std::atoi(arguments[1]) : 40;
+  const std::vector<Machine> all = check::machines();
+  Random random(11);
+  for (int i = 0; i < shapes; ++i) {
+    norms(random, all);
+    rotations(random, all);
+    elementwise(random, all);
+    choices(random, all);
+  }
+  return check::done();
+}
