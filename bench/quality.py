@@ -37,6 +37,7 @@ from tenth.kernels.packed import PackedFormat, PackedWeight
 from tenth.model.batch import Batch
 from tenth.model.decoder import Decoder
 from tenth.quantize.rounding import round_to_nearest
+from tenth.quantize.steps import round_in_steps
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 from tenth.weights.tokenizer import Tokenizer
@@ -138,8 +139,10 @@ def as_ggml(kind: str, values_OI: Tensor) -> tuple[Tensor, float]:
 
 def as_ours(name: str, values_OI: Tensor) -> tuple[Tensor, float]:
     """Rounded to nearest in a packed format, and read back from its bytes."""
-    form = PackedFormat.parse(name).fitted(values_OI.shape[1])
-    packed = PackedWeight(round_to_nearest(values_OI, form, name).packed(), *values_OI.shape, form)
+    form = PackedFormat.parse(name)
+    form = form if form.superblock else form.fitted(values_OI.shape[1])
+    rounding = round_in_steps if form.superblock else round_to_nearest
+    packed = PackedWeight(rounding(values_OI, form, name).packed(), *values_OI.shape, form)
     return packed.dense(), packed.nbytes
 
 
@@ -147,8 +150,7 @@ def as_ours(name: str, values_OI: Tensor) -> tuple[Tensor, float]:
 VARIANTS: dict[str, tuple[Rounding, Rounding]] = {
     "Q4_0, ends Q8_0": (partial(as_ggml, "Q4_0"), partial(as_ggml, "Q8_0")),
     "int4-g32, ends int8-g32": (partial(as_ours, "int4-g32"), partial(as_ours, "int8-g32")),
-    "Q4_0 throughout": (partial(as_ggml, "Q4_0"), partial(as_ggml, "Q4_0")),
-    "int4-g32 throughout": (partial(as_ours, "int4-g32"), partial(as_ours, "int4-g32")),
+    "int4-g16-s4, ends int8-g32": (partial(as_ours, "int4-g16-s4"), partial(as_ours, "int8-g32")),
 }
 
 

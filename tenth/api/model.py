@@ -221,7 +221,9 @@ def load(
         tokenizer = checkpoint.tokenizer()
         generation = checkpoint.generation()
         progress = report("loading weights") if report else None
-        kernels = choose_kernels(backend, packed=checkpoint.packed is not None, threads=threads)
+        kernels = choose_kernels(
+            backend, packed=checkpoint.packed is not None, head_dim=checkpoint.config.head_dim, threads=threads
+        )
         decoder = load_decoder(checkpoint, dtype=chosen, device=place, kernels=kernels, progress=progress)
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]

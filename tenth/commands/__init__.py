@@ -17,7 +17,7 @@ from tenth import __version__
 from tenth.errors import TenthError
 
 # in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
-COMMANDS = ("chat", "run", "show", "list", "pull", "rm", "upcycle", "export", "quantize", "pack", "synth", "check")
+COMMANDS = tuple("chat run show list pull rm upcycle export quantize pack synth check bench".split())
 
 
 class _Group(typer.core.TyperGroup):

@@ -55,7 +55,9 @@ def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None, dict[str
         notes += [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
         weights = {} if checkpoint.packed is None else packed_facts(checkpoint.packed.index, checkpoint.config)
-        backend = describe_kernels(choose_kernels(packed=checkpoint.packed is not None))
+        backend = describe_kernels(
+            choose_kernels(packed=checkpoint.packed is not None, head_dim=checkpoint.config.head_dim)
+        )
         return checkpoint.config, notes, backend, weights
 
 

@@ -10,20 +10,32 @@ from tenth.kernels.cpu.machine import built, machine
 BACKENDS = ("auto", "reference", "cpu")
 
 
+HEAD_UNIT = 16
+"""Native attention takes heads of a multiple of so many channels."""
+
+
 def choose_kernels(
-    backend: str = "auto", *, packed: bool, threads: int | None = None, instruction_set: str | None = None
+    backend: str = "auto",
+    *,
+    packed: bool,
+    head_dim: int,
+    threads: int | None = None,
+    instruction_set: str | None = None,
 ) -> Kernels:
-    """`reference`, `cpu` (native; packed weights only), or `auto`: native where that is possible.
+    """`reference`, `cpu` (native; packed weights, heads of a multiple of 16), or `auto`: native where it is possible.
 
     `threads` and `instruction_set` are for native kernels (default: what this process may use). RequestError for
     another name or a model that is not packed, MachineError where this installation or machine has no such kernels.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r:.40}, it must be one of {', '.join(BACKENDS)}")
-    if backend == "reference" or (backend == "auto" and not (packed and built())):
+    possible = packed and head_dim % HEAD_UNIT == 0 and built()
+    if backend == "reference" or (backend == "auto" and not possible):
         return reference
     if not packed:
         raise RequestError("the cpu backend runs packed models: `tenth quantize` or `tenth pack` makes one")
+    if head_dim % HEAD_UNIT:
+        raise RequestError(f"the cpu backend takes heads of a multiple of {HEAD_UNIT} channels, not {head_dim}")
     if not built():
         raise MachineError("this installation was built without the native kernels: install it with a C++ compiler")
     from tenth.kernels.cpu.operations import CpuKernels

@@ -1,1 +1,1 @@
-"""For people: what the experts did, in numbers and pictures."""
+"""For people: what the experts did and how fast a model runs, in numbers and pictures."""

@@ -56,7 +56,7 @@ def _read_mlp(walk: StepWalk, mlp: Mlp) -> None:
 
 def _read_sparse(walk: StepWalk, mlp: SparseMlp, experts_TK: Tensor) -> None:
     walk.router(mlp.router.weight_ED)
-    walk.experts(mlp.experts, experts_TK.unique().tolist(), len(experts_TK))
+    walk.experts(mlp.experts, sorted(set(experts_TK.flatten().tolist())), len(experts_TK))
     if mlp.shared_gate is not None:
         walk.matrices([mlp.shared_gate.weight])
     if mlp.shared is not None:

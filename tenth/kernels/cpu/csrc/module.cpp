@@ -28,7 +28,6 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // teams of threads live as long as the process
   m.def("instruction_sets", &supported_sets, "Names of the sets that this processor and this build have, best first.");
 
-  m.def("fast_bf16", &fast_bf16, "Whether attention rounds queries and shares to bfloat16 on this processor.");
 
   nb::class_<Machine>(m, "Machine")
       .def(

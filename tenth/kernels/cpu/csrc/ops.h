@@ -209,7 +209,7 @@ struct Ops {
   void (*choose)(Team&, const ChooseArgs&);
   void (*sample)(Team&, const SampleArgs&);
   Limits limits;
-  bool (*halves_pay)();  // whether AttentionArgs::halves is the faster way on this processor
+  bool (*halves_pay)(const KvView&);  // whether AttentionArgs::halves is the faster way on this processor
 };
 
 }  // namespace tenth

@@ -87,7 +87,9 @@ void integer_panel(const PanelArgs& a, float* out) {
   constexpr size_t kHalfBytes = 16 * 16 * kBits / 8;
   const Block x(const_cast<void*>(a.x), a.padded, M);
   F y[T][M];
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   for (int s = 0; s < a.steps; ++s) {
     const int8_t* q = x.q + (size_t)s * kStep * M;
@@ -135,7 +137,9 @@ void integer_panel(const PanelArgs& a, float* out) {
       }
     }
   }
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
 }
 
@@ -143,7 +147,9 @@ template <Kind kind, int T, int M>
 void float_panel(const PanelArgs& a, float* out) {
   const float* x = (const float*)a.x;
   F y[T][M];
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   constexpr int kColumns = kind == kBf16 ? 2 : 1;
   for (int c = 0; c < a.padded / kColumns; ++c) {
@@ -163,7 +169,9 @@ void float_panel(const PanelArgs& a, float* out) {
       }
     }
   }
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
 }
 

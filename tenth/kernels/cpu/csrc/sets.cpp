@@ -74,15 +74,6 @@ std::vector<std::string> supported_sets() {
   return names;
 }
 
-// AMD's cores run the bfloat16 product at twice the rate of float32, Intel's at half of it
-bool fast_bf16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 const Ops* ops_of(const std::string& name) {
   for (const auto& [set, ops] : sets())
     if (set == name) return ops;

@@ -11,6 +11,4 @@ namespace tenth {
 std::vector<std::string> supported_sets();   // best first; "portable" always
 const Ops* ops_of(const std::string& name);  // std::invalid_argument where it is not supported
 
-bool fast_bf16();  // whether this processor multiplies bfloat16 pairs faster than it converts them to float32
-
 }  // namespace tenth

@@ -111,12 +111,16 @@ template <int T, int M>
 void super_panel(const SuperPanelArgs& a, float* out) {
   const SuperBlock x(const_cast<void*>(a.x), a.padded, M);
   F y[T][M];
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   for (int s = 0; s * kSuper < a.padded; ++s) {
     const int end = std::min(a.padded, (s + 1) * kSuper);
     F sum[T][M];  // whole numbers below 2^24: exact
+#pragma GCC unroll 4
     for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
       for (int m = 0; m < M; ++m) sum[t][m] = zero();
     for (int c = s * kSuper; c < end; c += 32) {
       I step[T][2];
@@ -160,7 +164,9 @@ void super_panel(const SuperPanelArgs& a, float* out) {
       for (int m = 0; m < M; ++m) y[t][m] = fma(sum[t][m], mul(d, set1(x.scale[(size_t)s * M + m])), y[t][m]);
     }
   }
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
 }
 

@@ -17,7 +17,6 @@ namespace tenth::TENTH_ISA {
 
 constexpr int kBlock = 256;           // logits whose highest is kept, so that later passes may skip them
 constexpr int kBins = 1024;           // ranges of depth; the last one is all the rest
-constexpr double kBinsPerBit = 32;    // so the last one begins at a 4e9-th of the likeliest
 constexpr int kCopies = 4;            // of the histogram: neighbours that fall into one bin do not wait for each other
 constexpr int kCopyStride = kBins + 8;  // a power of two would have the processor confuse their addresses
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -118,12 +117,13 @@ inline int largest(const Logits& row, int k, Item* list) {
 }
 
 struct Weights {  // from depth to weight, e^(depth / temperature), and to bin
-  double powers;         // of two: weight = 2^(depth * powers)
+  double powers;  // of two: weight = 2^(depth * powers)
   float bins_per_depth;
 
-  explicit Weights(double temperature)  // the smallest temperatures may not make 0 * infinity of a depth of 0
+  // the last bin begins at weights of 2^-span
+  Weights(double temperature, int span)  // the smallest temperatures may not make 0 * infinity of a depth of 0
       : powers(std::min(0x1.71547652b82fep0 / temperature, 1e300)),
-        bins_per_depth((float)std::min(kBinsPerBit * powers, 1e30)) {}
+        bins_per_depth((float)std::min((kBins - 1) / (double)span * powers, 1e30)) {}
   D weight(F depth) const { return exp2_not_positive(mul(to_double(depth), set1d(powers))); }
   double weight(uint32_t key) const {
     double w[kLanes];

@@ -1,0 +1,119 @@
+"""`tenth bench`: how fast a model runs here, beside what this machine could do at most."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tenth.commands import options as o
+
+if TYPE_CHECKING:
+    from tenth.observe.speed_report import BenchReport, Run
+
+
+def command(
+    model: o.ModelName,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens of a prompt.")] = 512,
+    generate: Annotated[int, typer.Option("--generate", help="Tokens to decode, of each sequence.")] = 64,
+    depth: Annotated[
+        str, typer.Option("--depth", metavar="N,N,...", help="Tokens before the prompt, or before the first decoded.")
+    ] = "0,1024,4096",
+    batch: Annotated[
+        str,
+        typer.Option(
+            "--batch",
+            metavar="N,N,...",
+            help="Sequences decoded together. The smallest is measured at all depths, the others at the smallest one.",
+        ),
+    ] = "1,4,8,16",
+    repeat: Annotated[int, typer.Option("--repeat", help="Measure so many times: median and range.")] = 5,
+    chunk: Annotated[int, typer.Option("--chunk", help="Tokens of a prompt that go through at once.")] = 512,
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
+    json: o.Json = False,
+) -> None:
+    """Measure prefill and decode on random tokens, and the limits of the machine beside them."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from tenth.api import resolve
+    from tenth.commands.progress import progress_bars
+    from tenth.observe.speed import measure
+    from tenth.observe.speed_report import BenchSettings
+
+    settings = BenchSettings(
+        prompt=prompt,
+        generate=generate,
+        depths=_numbers("depth", depth),
+        batches=_numbers("batch", batch),
+        repeat=repeat,
+        chunk=chunk,
+    )
+    with progress_bars(quiet=json) as report:
+        path = resolve(model, report)
+        measured = measure(path, settings, backend=backend, threads=threads, progress=report("measuring"))
+    if json:
+        print(json_module.dumps(_rounded(asdict(measured))))
+    else:
+        _print(measured)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    from tenth.errors import RequestError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"{name} is {text!r:.40}, it must be numbers with commas between, such as 0,1024") from None
+
+
+def _rounded(value: object) -> object:
+    """Figures to five digits: more would be noise."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _print(report: BenchReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(report.model)}[/bold]  {report.backend}")
+    console.print(f"  weights  {report.weights_gb:.2f} GB, {report.bits_per_weight:.2f} bits a weight")
+    resident = "" if report.rss_gb is None else f", {report.rss_gb:.2f} GB resident at most"
+    console.print(f"  load     {report.load_s:.2f} s, first token after {report.first_token_s:.2f} s{resident}")
+    limits = (
+        ("reads {:.1f} GB/s", report.read_gb_s),
+        ("int8 {:,.0f} GOP/s", report.int8_gops),
+        ("floats {:,.0f} GOP/s", report.float_gops),
+    )
+    known = ", ".join(text.format(value) for text, value in limits if value is not None)
+    console.print(f"  limits   {known or 'not measured: the native kernels have them'}")
+    columns = ("", "tokens", "depth", "batch", "tok/s", "range", "MB a token", "of the limit")
+    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for run in report.runs:
+        table.add_row(*_cells(run))
+    console.print(table)
+
+
+def _cells(run: Run) -> tuple[str, ...]:
+    counts = (str(run.tokens), str(run.depth), str(run.batch))
+    speeds = (_speed(run.tok_s), f"{_speed(run.tok_s_min)}-{_speed(run.tok_s_max)}")
+    moved = "" if run.bytes_per_token is None else f"{run.bytes_per_token / 1e6:,.1f}"
+    limit = ""
+    if run.bandwidth_fraction is not None:
+        limit = f"{run.bandwidth_fraction:.0%} of {run.read_gb_s:.1f} GB/s"
+    elif run.peak_fraction is not None:
+        limit = f"{run.peak_fraction:.0%} of the peaks"
+    return (run.kind, *counts, *speeds, moved, limit)
+
+
+def _speed(tok_s: float) -> str:
+    return f"{tok_s:,.1f}" if tok_s < 100 else f"{tok_s:,.0f}"

@@ -1,0 +1,250 @@
+// The experts of a layer: tokens gathered by expert, gate and up, SwiGLU, down, the weighted sum.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "matrix_ops.h"
+#include "ops.h"
+
+namespace tenth::TENTH_ISA {
+
+// The experts of a batch. An assignment is a (token, k) pair; those of one expert lie together, in order of tokens.
+struct Work {
+  struct Group {
+    int expert, first, count;  // assignments first ... first + count - 1 of the sorted list
+    int x_cut, x_cuts;         // its blocks of inputs
+    int h_cut, h_cuts;         // its blocks of hidden values
+  };
+  std::vector<int> assignment;  // sorted: token * top_k + k
+  std::vector<Group> groups;
+  std::vector<Cut> x, h;  // `first` counts within the group
+  size_t bytes = 0;       // of all blocks
+
+  void plan(const ExpertArgs& a) {
+    const int total = a.tokens * a.top_k;
+    next_.assign(a.num_experts + 1, 0);
+    for (int i = 0; i < total; ++i) ++next_[a.experts[i] + 1];
+    for (int e = 0; e < a.num_experts; ++e) next_[e + 1] += next_[e];
+    x.clear(), h.clear(), groups.clear();
+    bytes = 0;
+    for (int e = 0; e < a.num_experts; ++e) {
+      const int count = next_[e + 1] - next_[e];
+      if (!count) continue;
+      const Matrix &gate = a.table[e].gate, &down = a.table[e].down;
+      Group group{e, next_[e], count, (int)x.size(), 0, (int)h.size(), 0};
+      bytes = cut(x, form_of(gate), gate.padded, count, bytes);
+      bytes = cut(h, form_of(down), down.padded, count, bytes);
+      group.x_cuts = (int)x.size() - group.x_cut, group.h_cuts = (int)h.size() - group.h_cut;
+      groups.push_back(group);
+    }
+    assignment.resize(total);
+    for (int i = 0; i < total; ++i) assignment[next_[a.experts[i]]++] = i;
+  }
+
+ private:
+  std::vector<int> next_;
+};
+
+inline F load_some(const float* p, int count) {
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, p, count * sizeof(float));
+  return load(lanes);
+}
+
+// One call: its phases, and the memory between them.
+class ExpertStep {
+ public:
+  ExpertStep(Team& team, const ExpertArgs& a, Work& work)
+      : team_(team), a_(a), work_(work), gate_(a.table[0].gate), down_(a.table[0].down), inner_(gate_.rows) {
+    work.plan(a);
+    groups_ = (int)work.groups.size();
+    // few tokens: each thread quantises all of them for itself rather than wait for the others
+    alone_ = a.tokens <= kRedundant || team.size == 1;
+    fused_ = a.tokens == 1 && a.top_k <= kMostFused;
+    size_t product = 0;
+    int largest = 0;
+    for (const Work::Group& group : work.groups) {
+      const Expert& w = a.table[group.expert];
+      largest = std::max(largest, group.count);
+      used_[(int)form_of(w.gate)] = true;
+      for (const Matrix* part : {&w.gate, &w.up, &w.down}) product = std::max(product, product_bytes(*part, group.count));
+    }
+    const int total = a.tokens * a.top_k;
+    const size_t gates = line(sizeof(float) * kPanelRows * largest), row = row_bytes(Form::kSteps, down_.padded);
+    const size_t hidden = line(sizeof(float) * total * inner_);
+    const size_t outputs = fused_ ? 0 : line(sizeof(float) * total * a.width);
+    x_row_ = row_bytes(Form::kSteps, gate_.padded);
+    const size_t inputs = x_row_ * a.tokens, packed = 2 * inputs + work.bytes;
+    own_ = (uint8_t*)team.local(line(product) + gates + row + (alone_ ? packed : 0));
+    gates_ = (float*)(own_ + line(product));
+    own_row_ = (uint8_t*)gates_ + gates;
+    hidden_ = (float*)team.shared(hidden + outputs + (alone_ ? 0 : packed));
+    outputs_ = (float*)((uint8_t*)hidden_ + hidden);
+    rows_[0] = alone_ ? own_row_ + row : (uint8_t*)outputs_ + outputs;
+    rows_[1] = rows_[0] + inputs;
+    blocks_ = rows_[1] + inputs;
+  }
+
+  void run() {
+    place_inputs();
+    gate_and_up();
+    place_hidden();
+    if (fused_) {
+      down_of_one_token();
+    } else {
+      down();
+      combine();
+    }
+  }
+
+ private:
+  static constexpr int kMostFused = 64;  // experts of a lone token whose outputs stay within a core's cache
+
+  template <class Run>
+  void each(int64_t count, const Run& run) {
+    if (alone_) {
+      for (int64_t i = 0; i < count; ++i) run((int)i);
+      return;
+    }
+    for (int64_t i; (i = team_.claim(1)) < count;) run((int)i);
+    team_.barrier();
+  }
+
+  uint8_t* row(Form form, int token) const { return rows_[form == Form::kSupers] + token * x_row_; }
+
+  // each token is quantised once for each form that its layer's experts take; they get copies
+  void place_inputs() {
+    for (const Form form : {Form::kSteps, Form::kSupers}) {
+      if (!used_[(int)form]) continue;
+      each(a_.tokens, [&](int token) {
+        quantise_row(form, a_.x + token * a_.x_stride, gate_.columns, gate_.padded, row(form, token));
+      });
+    }
+    each(groups_, [&](int i) {
+      const Work::Group& group = work_.groups[i];
+      const Form form = form_of(a_.table[group.expert].gate);
+      for (int j = group.x_cut; j < group.x_cut + group.x_cuts; ++j)
+        place_block(form, gate_, work_.x[j], [&](int m) -> const void* {
+          const int token = work_.assignment[group.first + work_.x[j].first + m] / a_.top_k;
+          if (form == Form::kFloats) return a_.x + token * a_.x_stride;
+          return row(form, token);
+        });
+    });
+  }
+
+  void place_hidden() {
+    each(groups_, [&](int i) {
+      const Work::Group& group = work_.groups[i];
+      const Matrix& w = a_.table[group.expert].down;
+      for (int j = group.h_cut; j < group.h_cut + group.h_cuts; ++j)
+        place_block(form_of(w), w, work_.h[j], [&](int m) -> const void* {
+          const float* h = hidden_ + (size_t)(group.first + work_.h[j].first + m) * inner_;
+          if (form_of(w) == Form::kFloats) return h;
+          quantise_row(form_of(w), h, w.columns, w.padded, own_row_);
+          return own_row_;
+        });
+    });
+  }
+
+  template <class Row>
+  void place_block(Form form, const Matrix& w, const Cut& c, const Row& row) {
+    for (int m = 0; m < shape_at(form, c.shape).width; ++m)
+      place(form, c.shape, blocks_ + c.offset, m, m < c.count ? row(m) : nullptr, w.columns, w.padded);
+  }
+
+  void gate_and_up() {
+    const int panels = panels_of(gate_);
+    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
+      const Work::Group& group = work_.groups[unit / panels];
+      const Expert& w = a_.table[group.expert];
+      const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, w.gate.tiles() - tile);
+      const Cut* cuts = &work_.x[group.x_cut];
+      multiply(w.gate, tile, count, cuts, group.x_cuts, blocks_, own_,
+               [&](int i, int t, F value) { store(gates_ + ((size_t)i * kMaxTiles + t) * kLanes, value); });
+      multiply(w.up, tile, count, cuts, group.x_cuts, blocks_, own_, [&](int i, int t, F value) {
+        const F gate = load(gates_ + ((size_t)i * kMaxTiles + t) * kLanes);
+        const int row = (tile + t) * kLanes;
+        float* h = hidden_ + (size_t)(group.first + i) * inner_ + row;
+        write_tile(h, mul(silu(gate), value), nullptr, inner_ - row);
+      });
+    }
+    team_.barrier();
+  }
+
+  // A token's output is summed in order of k: what a batch or a cut of the prompt cannot change.
+
+  void down_of_one_token() {
+    const int panels = panels_of(down_);
+    for (int64_t unit; (unit = team_.claim(1)) < panels;) {
+      const int tile = (int)unit * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
+      F part[kMostFused][kMaxTiles];
+      for (const Work::Group& group : work_.groups)
+        multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_,
+                 [&](int, int t, F value) { part[work_.assignment[group.first]][t] = value; });
+      for (int t = 0; t < count; ++t) {
+        F y = zero();
+        for (int k = 0; k < a_.top_k; ++k) y = fma(set1(a_.gates[k]), part[k][t], y);
+        const int row = (tile + t) * kLanes;
+        write_tile(a_.y + row, y, nullptr, a_.width - row);
+      }
+    }
+    team_.barrier();
+  }
+
+  void down() {
+    const int panels = panels_of(down_);
+    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
+      const Work::Group& group = work_.groups[unit / panels];
+      const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
+      multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_,
+               [&](int i, int t, F value) {
+                 const int row = (tile + t) * kLanes;
+                 float* y = outputs_ + (size_t)work_.assignment[group.first + i] * a_.width + row;
+                 write_tile(y, value, nullptr, a_.width - row);
+               });
+    }
+    team_.barrier();
+  }
+
+  void combine() {
+    for (int64_t token; (token = team_.claim(1)) < a_.tokens;) {
+      const float *gates = a_.gates + token * a_.top_k, *from = outputs_ + (size_t)token * a_.top_k * a_.width;
+      for (int row = 0; row < a_.width; row += kLanes) {
+        const int count = std::min(kLanes, a_.width - row);
+        F sum = zero();
+        for (int k = 0; k < a_.top_k; ++k) {
+          const float* part = from + (size_t)k * a_.width + row;
+          sum = fma(set1(gates[k]), count == kLanes ? load(part) : load_some(part, count), sum);
+        }
+        write_tile(a_.y + token * a_.y_stride + row, sum, nullptr, count);
+      }
+    }
+    team_.barrier();
+  }
+
+  Team& team_;
+  const ExpertArgs& a_;
+  Work& work_;
+  const Matrix &gate_, &down_;  // one expert's, for what all have in common: their shapes
+  const int inner_;
+  int groups_;
+  bool alone_, fused_;
+  bool used_[3] = {};  // forms of inputs
+  size_t x_row_;
+  uint8_t* own_;      // a product's memory
+  float* gates_;      // of a panel, until its ups are there
+  uint8_t* own_row_;  // a quantised row of hidden values
+  float* hidden_;     // [sorted assignment][inner]
+  float* outputs_;    // [assignment][width]
+  uint8_t* rows_[2];  // quantised inputs: by steps, by superblocks
+  uint8_t* blocks_;
+};
+
+inline void expert_ffn(Team& team, const ExpertArgs& a) {
+  [[maybe_unused]] const Tiles tiles;
+  static thread_local Work work;
+  ExpertStep(team, a, work).run();
+}
+
+}  // namespace tenth::TENTH_ISA
