@@ -59,9 +59,6 @@ class Taken:
     figure: Figure
 
 
-Figures = dict[str, Figure]
-
-
 def said_by(command: Iterable[str | Path]) -> str:
     """A program's standard output; ends this one where it fails. It runs where its logs are in nobody's way."""
     words = [str(word) for word in command]
@@ -73,7 +70,6 @@ def said_by(command: Iterable[str | Path]) -> str:
     return done.stdout
 
 
-# the names of figures
 def deep(depth: int) -> str:
     return f"decode {DEEP_STEPS} at depth {depth}"
 
@@ -89,7 +85,7 @@ class Tenth:
         self._model, self._options = options.model, options
         self.bits = self.parameters = 0.0
 
-    def measure(self, row: str) -> Figures:
+    def measure(self, row: str) -> dict[str, Figure]:
         one = ("--depth", "0", "--batch", "1")
         if row == "prefill":
             return {k: v for p in PROMPTS for k, v in self._run("--prompt", str(p), "--generate", "1", *one).items()}
@@ -99,7 +95,7 @@ class Tenth:
         many = ("--depth", ",".join(map(str, depths)), "--batch", ",".join(map(str, batches)))
         return self._run("--prompt", "1", "--generate", str(DEEP_STEPS), *many)
 
-    def _run(self, *arguments: str) -> Figures:
+    def _run(self, *arguments: str) -> dict[str, Figure]:
         o = self._options
         command = [sys.executable, "-m", "tenth", "bench", self._model, "--backend", "cpu", "--json", *arguments]
         report = json.loads(said_by([*command, "--threads", str(o.threads), "--repeat", str(o.repeat)]))
@@ -135,7 +131,7 @@ class Peer:
         """llama.cpp reads prompts fastest in Q4_K as it is, and decodes fastest in Q4_0 repacked."""
         return Path(self._options.q4_k if row == "prefill" and not self._ik else self._options.q4_0)
 
-    def measure(self, row: str) -> Figures:
+    def measure(self, row: str) -> dict[str, Figure]:
         if row == "batch":
             return self._batched()
         command: list[str | Path] = [self._bin / "llama-bench", "-m", self.model(row), "-o", "json"]
@@ -154,12 +150,11 @@ class Peer:
         return [*best, "-p", "0", "-n", str(DEEP_STEPS), "-d", ",".join(map(str, DEPTHS))]
 
     def _name(self, test: dict[str, int]) -> str:
-        depth = test.get("n_depth") or (test["n_prompt"] if test["n_gen"] else 0)
-        if depth:
+        if depth := test.get("n_depth") or (test["n_prompt"] if test["n_gen"] else 0):
             return deep(depth)
         return f"decode {test['n_gen']}" if test["n_gen"] else f"prefill {test['n_prompt']}"
 
-    def _batched(self) -> Figures:
+    def _batched(self) -> dict[str, Figure]:
         room = max(BATCHES) * (BATCH_PROMPT + DEEP_STEPS)
         command: list[str | Path] = [self._bin / "llama-batched-bench", "-m", self.model("batch")]
         command += ["-t", str(self._options.threads), "-c", str(room), "-b", "2048", "-ub", "512", "-fa", "off"]
@@ -293,8 +288,7 @@ def main() -> None:
         return file.stat().st_size * 8 / tenth.parameters / tenth.bits
 
     lines = summarise(taken, bits)
-    text = table(lines)
-    print(text)
+    print(text := table(lines))
     if options.out is not None:
         options.out.write_text(text + "\n")
     if options.json is not None:

@@ -186,7 +186,8 @@ def _result(plan: CapturedPlan, stand_ins: Output, tokens: int, logits: int) -> 
     """Copies of a run's results: the next run overwrites the plan's memory."""
 
     def rows(stand_in: Tensor | None, count: int) -> Tensor | None:
-        return None if stand_in is None else plan.view(stand_in)[:count].clone()
+        # numpy copies in this thread; torch would wake its own, which then spin beside ours
+        return None if stand_in is None else torch.from_numpy(plan.view(stand_in)[:count].numpy().copy())
 
     routing = None
     if stand_ins.routing is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tenth.kernels.choice import choose_kernels
-from tenth.kernels.cpu.machine import built, instruction_sets, machine
+from tenth.kernels.cpu.machine import built, instruction_sets, machine, usable_cpus
 from tenth.kernels.packed import PackedFormat
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
@@ -119,6 +119,16 @@ def test_the_work_of_a_prompt_is_the_configs(tokens: int, tmp_path: Path) -> Non
 def test_the_work_of_float_matrices_is_floating(tmp_path: Path) -> None:
     decoder, _ = loaded(tmp_path / "model", SHARED, "bf16")
     assert prefill_work(decoder, 3, 0).integer == 0
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("threads", [1, len(usable_cpus())])
+def test_walks_of_odd_sizes_end(name: str, threads: int) -> None:
+    walk = StepWalk(machine(threads, name))
+    for size in (1, 63, 64, 4 * 64 + 1, 100_003):
+        walk.memory([torch.zeros(size, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)])
+    assert walk.nbytes == 1 + 63 + 64 + 257 + 100_003 + 5 * 3
+    assert walk.run() > 0
 
 
 @pytest.mark.parametrize("name", instruction_sets())

@@ -104,7 +104,7 @@ class Capture:
                 buffer.where = max(buffer.where, end)
             taken.append(buffer)
             total = max(total, buffer.where + size)
-        arena = torch.zeros(total + _LINE, dtype=torch.uint8)
+        arena = torch.empty(total + _LINE, dtype=torch.uint8)  # not zeroed: rows that no step uses take no memory
         base = -(-arena.data_ptr() // _LINE) * _LINE
 
         def address(tensor: Tensor) -> int:

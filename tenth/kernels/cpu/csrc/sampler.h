@@ -73,14 +73,13 @@ class RowSampler {
     }
     shared_.raw_highest = highest(raw_peaks_, blocks_);
     shared_.highest = highest(edited() ? copy_peaks_ : raw_peaks_, blocks_);
-    shared_.span = status() == Sampled::kDrawn && by_mass() ? span() : 1;
   }
 
   void weigh(int segment, void* local) {
     if (status() != Sampled::kDrawn || !by_mass()) return;
     double* histogram = (double*)local;
     std::fill_n(histogram, kCopies * kCopyStride, 0.0);
-    TENTH_ISA::weigh(logits(), first(segment), first(segment + 1), weights(), histogram);
+    TENTH_ISA::weigh(logits(), first(segment), first(segment + 1), Weights(options_.temperature), histogram);
     double* mass = shared_.mass[segment];
     std::fill_n(mass, kBins, 0.0);
     for (int c = 0; c < kCopies; ++c)
@@ -108,7 +107,6 @@ class RowSampler {
     double mass[kSegments][kBins];
     bool nan[kSegments];
     float raw_highest, highest;
-    int span;
   };
 
   int first(int segment) const { return (int)((int64_t)blocks_ * segment / kSegments); }
@@ -120,23 +118,6 @@ class RowSampler {
   Logits logits() const {
     if (!edited()) return raw_logits();
     return {copy_, copy_peaks_, args_.vocabulary, shared_.highest};
-  }
-
-  Weights weights() const { return {options_.temperature, shared_.span}; }
-
-  // Weights below 2^-span sum up to less than half of what top-p cuts off, so the marks lie in bins that are narrow: the
-  // whole weighs at least as much as the blocks' highest. Where nothing is cut off, few random numbers lie behind it.
-  int span() const {
-    const Logits row = logits();
-    const Weights weights(options_.temperature, 1);
-    double whole = 0;
-    for (int b = 0; b < blocks_; b += kLanes) {
-      double w[kLanes];
-      store(w, weights.weight(depth(load_up_to(row.peaks + b, blocks_ - b), row.highest)));
-      for (double one : w) whole += one;
-    }
-    const double tail = options_.top_p < 1 ? 1 - options_.top_p : 0x1p-10;
-    return std::clamp(std::ilogb(2.0 * args_.vocabulary / (tail * whole)) + 1, 8, 64);
   }
 
   Sampled::Status status() const {
@@ -193,7 +174,7 @@ class RowSampler {
   }
 
   void draw_by_rank(Sampled& out) {
-    const Weights weights = this->weights();
+    const Weights weights(options_.temperature);
     const int n = largest(logits(), (int)options_.top_k, list_);
     double total = 0, mass = 0;
     for (int i = 0; i < n; ++i) total += weight_[i] = weights.weight(list_[i].key);
@@ -216,7 +197,7 @@ class RowSampler {
       for (int b = 0; b < kBins; ++b) mass[b] += segment[b];
     for (double m : mass) total += m;
     const Logits row = logits();
-    const Weights weights = this->weights();
+    const Weights weights(options_.temperature);
     Finder finder(row, weights, mass, list_, weight_);
     Mark cut{{key_of(-kInfinity), -1}, total};  // nothing behind it is kept
     if (options_.top_p < 1) cut = finder.reach(options_.top_p * total);

@@ -123,9 +123,9 @@ inline D scale_by_power(D x, D n) {
 
 #endif
 
-// 2^x for x <= 0, to 1.1e-12 of it and never above 1; 0 below -1021, where float64 begins to lose bits.
+// 2^x for -1021 <= x <= 0 (below, float64 begins to lose bits), to 1.1e-12 of it and never above 1.
 // x = n + r with |r| <= 1/2, and the polynomial of degree 8 in r that is 1 at 0 and else nearest in relative error
-inline D exp2_not_positive(D x) {
+inline D exp2_within(D x) {
   const D rounder = set1d(0x1.8p52);  // adding it leaves the whole number in the low bits
   const D n = add(x, rounder);
   const D r = sub(x, sub(n, rounder));
@@ -133,7 +133,9 @@ inline D exp2_not_positive(D x) {
   for (double c : {0x1.00ee071c7c030p-16, 0x1.4306c1165a375p-13, 0x1.5d872975c4ed2p-10, 0x1.3b2ab7f3b3217p-7,
                    0x1.c6b08defc25fdp-5, 0x1.ebfbdff7c5a79p-3, 0x1.62e42fef7a78bp-1, 1.0})
     p = fma(p, r, set1d(c));
-  return not_below(x, set1d(-1021.0), scale_by_power(p, n));
+  return scale_by_power(p, n);
 }
+// the same for all x <= 0, with 0 for what is below
+inline D exp2_not_positive(D x) { return not_below(x, set1d(-1021.0), exp2_within(x)); }
 
 }  // namespace tenth::TENTH_ISA

@@ -17,6 +17,7 @@ namespace tenth::TENTH_ISA {
 
 constexpr int kBlock = 256;           // logits whose highest is kept, so that later passes may skip them
 constexpr int kBins = 1024;           // ranges of depth; the last one is all the rest
+constexpr double kBinsPerBit = 32;    // so the last one begins at a 4e9-th of the likeliest
 constexpr int kCopies = 4;            // of the histogram: neighbours that fall into one bin do not wait for each other
 constexpr int kCopyStride = kBins + 8;  // a power of two would have the processor confuse their addresses
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -117,14 +118,18 @@ inline int largest(const Logits& row, int k, Item* list) {
 }
 
 struct Weights {  // from depth to weight, e^(depth / temperature), and to bin
-  double powers;  // of two: weight = 2^(depth * powers)
+  double powers;         // of two: weight = 2^(depth * powers)
   float bins_per_depth;
 
-  // the last bin begins at weights of 2^-span
-  Weights(double temperature, int span)  // the smallest temperatures may not make 0 * infinity of a depth of 0
+  explicit Weights(double temperature)  // the smallest temperatures may not make 0 * infinity of a depth of 0
       : powers(std::min(0x1.71547652b82fep0 / temperature, 1e300)),
-        bins_per_depth((float)std::min((kBins - 1) / (double)span * powers, 1e30)) {}
+        bins_per_depth((float)std::min(kBinsPerBit * powers, 1e30)) {}
   D weight(F depth) const { return exp2_not_positive(mul(to_double(depth), set1d(powers))); }
+  // what is as good as nothing weighs 2^-1020, which a sum that has the likeliest in it does not notice
+  D weight_in_sum(F depth) const {
+    depth = max(depth, set1((float)(-1020 / powers)));
+    return exp2_within(mul(to_double(depth), set1d(powers)));
+  }
   double weight(uint32_t key) const {
     double w[kLanes];
     store(w, weight(set1(depth_of(key))));
@@ -161,7 +166,7 @@ inline void weigh(const Logits& row, int first_block, int end_block, const Weigh
     if (depth(row.peaks[block], row.highest) * weights.powers < -1021) continue;
     int n = 0;
     row.each_of(block, [&](int, F d, uint16_t) {
-      const D w = weights.weight(d);
+      const D w = weights.weight_in_sum(d);
       const F bin = weights.bin(d);
       if (!less(bin, set1(kBins - 1))) {
         rest = add(rest, w);
