@@ -14,6 +14,7 @@ from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import RequestError
 from tenth.kernels.choice import choose_kernels
+from tenth.kernels.cpu.capture import CapturedPlan
 from tenth.kernels.cpu.machine import instruction_sets
 from tenth.kernels.packed import PackedFormat
 from tenth.model.batch import Batch, Output, Placement, Want
@@ -162,3 +163,28 @@ def test_cached_generation_is_naive_generation_but_for_the_cache_s_own_rounding(
         cached_generate(CachedSequence(runner_of(decoder)), prompt, Sampler(options, prompt, 512), max_tokens=20)
     )
     assert cached == naive
+
+
+@torch.inference_mode()
+def test_only_the_wanted_rows_go_through_the_head(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of each kind are counted apart: the head of a long prompt sees one row, not all."""
+    seen: list[tuple[int, int, int]] = []
+    run = CapturedPlan.run
+
+    def noted(plan: CapturedPlan, tokens: int, logits: int, documents: int) -> None:
+        seen.append((tokens, logits, documents))
+        run(plan, tokens, logits, documents)
+
+    monkeypatch.setattr(CapturedPlan, "run", noted)
+    runner, document = CapturedDecoder(decoder), _Document(_drawn(14, 9), [1])
+    cache = _cache(decoder.config, runner)
+    before = _step(runner, cache, [(document, 14)], Want(logits="last"))
+    assert seen == [(14, 1, 1)]
+    (step,) = runner._steps.values()
+    assert step.plan is not None
+    logits_NV = step.plan.view(step.output.logits_NV)
+    logits_NV[1:] = 7.0
+    document.seen = 0
+    after = _step(runner, cache, [(document, 14)], Want(logits="last"))
+    assert torch.equal(before.logits_NV, after.logits_NV)
+    assert (logits_NV[1:] == 7.0).all()

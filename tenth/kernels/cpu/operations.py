@@ -43,8 +43,9 @@ class CpuKernels:
         """The named rows of a matrix."""
         matrix = self._matrix(weight)
         y_TI = self._new(ids_T, weight.in_features)
+        kind = _kind(y_TI)
         self._do(
-            lambda plan, at: plan.gather(_kind(y_TI), at(ids_T), matrix, 0, 0, weight.in_features, *_row(y_TI, at)),
+            lambda plan, at: plan.gather(kind, at(ids_T), matrix, 0, 0, weight.in_features, *_row(y_TI, at)),
             (ids_T,),
             (y_TI,),
         )
@@ -53,10 +54,9 @@ class CpuKernels:
     def take(self, x_TD: Tensor, rows_N: Tensor) -> Tensor:
         """The named rows of a tensor."""
         y_ND = self._new(rows_N, x_TD.shape[1])
+        kind = _kind(y_ND)
         self._do(
-            lambda plan, at: plan.gather(
-                _kind(y_ND), at(rows_N), None, *_row(x_TD, at), x_TD.shape[1], *_row(y_ND, at)
-            ),
+            lambda plan, at: plan.gather(kind, at(rows_N), None, *_row(x_TD, at), x_TD.shape[1], *_row(y_ND, at)),
             (x_TD, rows_N),
             (y_ND,),
         )
@@ -73,9 +73,11 @@ class CpuKernels:
         ys = [self._new(x_TI, weight.out_features) for weight in weights]
         parts = list(zip(matrices, [_float32(bias) for bias in biases], ys, strict=True))
 
+        kind = _kind(x_TI)
+
         def emit(plan: _native.Plan, at: Address) -> None:
             outs = [(matrix, 0 if bias is None else bias.data_ptr(), *_row(y, at)) for matrix, bias, y in parts]
-            plan.linear(_kind(x_TI), *_row(x_TI, at), outs)
+            plan.linear(kind, *_row(x_TI, at), outs)
 
         self._do(emit, (x_TI,), ys)
         return ys
@@ -84,9 +86,10 @@ class CpuKernels:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""
         flat_TD = x.reshape(-1, x.shape[-1])
         y_TD = self._new(flat_TD, flat_TD.shape[1])
+        kind = _kind(flat_TD)
         self._do(
             lambda plan, at: plan.rms_norm(
-                _kind(flat_TD),
+                kind,
                 flat_TD.shape[1],
                 *_row(flat_TD, at),
                 *_NONE,
@@ -104,11 +107,11 @@ class CpuKernels:
         """`x + y`, and its norm."""
         sum_TD, norm_TD = self._new(x_TD, x_TD.shape[1]), self._new(x_TD, x_TD.shape[1])
 
+        kind = _kind(x_TD)
+
         def emit(plan: _native.Plan, at: Address) -> None:
             rows = (_row(x_TD, at), _row(y_TD, at), _row(sum_TD, at))
-            plan.rms_norm(
-                _kind(x_TD), x_TD.shape[1], *rows[0], *rows[1], *rows[2], weight.data_ptr(), eps, *_row(norm_TD, at)
-            )
+            plan.rms_norm(kind, x_TD.shape[1], *rows[0], *rows[1], *rows[2], weight.data_ptr(), eps, *_row(norm_TD, at))
 
         self._do(emit, (x_TD, y_TD), (sum_TD, norm_TD))
         return sum_TD, norm_TD
@@ -116,8 +119,9 @@ class CpuKernels:
     def add(self, x_TD: Tensor, y_TD: Tensor) -> Tensor:
         """`x + y`."""
         sum_TD = self._new(x_TD, x_TD.shape[1])
+        kind = _kind(x_TD)
         self._do(
-            lambda plan, at: plan.add(_kind(x_TD), x_TD.shape[1], *_row(x_TD, at), *_row(y_TD, at), *_row(sum_TD, at)),
+            lambda plan, at: plan.add(kind, x_TD.shape[1], *_row(x_TD, at), *_row(y_TD, at), *_row(sum_TD, at)),
             (x_TD, y_TD),
             (sum_TD,),
         )
@@ -126,9 +130,10 @@ class CpuKernels:
     def swiglu(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         """`silu(gate) * up`."""
         y_TF = self._new(gate_TF, gate_TF.shape[1])
+        kind = _kind(gate_TF)
         self._do(
             lambda plan, at: plan.silu_mul(
-                _kind(gate_TF), gate_TF.shape[1], *_row(gate_TF, at), *_row(up_TF, at), *_row(y_TF, at)
+                kind, gate_TF.shape[1], *_row(gate_TF, at), *_row(up_TF, at), *_row(y_TF, at)
             ),
             (gate_TF, up_TF),
             (y_TF,),
@@ -326,6 +331,7 @@ def _row(tensor: Tensor, at: Address) -> tuple[int, int]:
 
 
 def _kind(tensor: Tensor) -> int:
+    """What the tensor's rows are. To be asked when an operation is called: plans are written after the capture."""
     capture = current()
     kind: Kind = "tokens" if capture is None else capture.kind_of(tensor)
     return KINDS.index(kind)

@@ -21,6 +21,7 @@ inline D add(D x, D y) { return {_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b
 inline D sub(D x, D y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
 inline D mul(D x, D y) { return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)}; }
 inline D fma(D x, D y, D z) { return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)}; }
+inline D max(D x, D y) { return {_mm512_max_pd(x.a, y.a), _mm512_max_pd(x.b, y.b)}; }
 // y where x is not below `least`, else 0
 inline D not_below(D x, D least, D y) {
   auto half = [](__m512d p, __m512d q, __m512d r) {
@@ -67,6 +68,9 @@ inline D mul(D x, D y) {
 inline D fma(D x, D y, D z) {
   return each_quarter([&](int i) { return _mm256_fmadd_pd(x.v[i], y.v[i], z.v[i]); });
 }
+inline D max(D x, D y) {
+  return each_quarter([&](int i) { return _mm256_max_pd(x.v[i], y.v[i]); });
+}
 inline D not_below(D x, D least, D y) {
   return each_quarter([&](int i) { return _mm256_and_pd(_mm256_cmp_pd(x.v[i], least.v[i], _CMP_GE_OQ), y.v[i]); });
 }
@@ -105,6 +109,9 @@ inline D mul(D x, D y) {
 }
 inline D fma(D x, D y, D z) {
   return each_lane([&](int i) { return std::fma(x.v[i], y.v[i], z.v[i]); });
+}
+inline D max(D x, D y) {
+  return each_lane([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; });
 }
 inline D not_below(D x, D least, D y) {
   return each_lane([&](int i) { return x.v[i] >= least.v[i] ? y.v[i] : 0.0; });

@@ -126,10 +126,7 @@ struct Weights {  // from depth to weight, e^(depth / temperature), and to bin
         bins_per_depth((float)std::min(kBinsPerBit * powers, 1e30)) {}
   D weight(F depth) const { return exp2_not_positive(mul(to_double(depth), set1d(powers))); }
   // what is as good as nothing weighs 2^-1020, which a sum that has the likeliest in it does not notice
-  D weight_in_sum(F depth) const {
-    depth = max(depth, set1((float)(-1020 / powers)));
-    return exp2_within(mul(to_double(depth), set1d(powers)));
-  }
+  D weight_in_sum(F depth) const { return exp2_within(max(mul(to_double(depth), set1d(powers)), set1d(-1020.0))); }
   double weight(uint32_t key) const {
     double w[kLanes];
     store(w, weight(set1(depth_of(key))));
