@@ -21,6 +21,7 @@ from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
 from tenth.kernels.choice import choose_kernels
+from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
@@ -116,7 +117,8 @@ class Model:
         ids = self.encode(prompt, settings)
         check_room(self.decoder, ids, settings.max_tokens)
         text = TextStream(self.tokenizer, settings.stop)
-        sampler = Sampler(settings.sampling, ids, self.config.vocab_size, self._forbidden)
+        team = self.decoder.kernels.machine if isinstance(self.decoder.kernels, CpuKernels) else True
+        sampler = Sampler(settings.sampling, ids, self.config.vocab_size, self._forbidden, native=team)
         return Stream(self._steps(ids, sampler, settings), text, sampler, len(ids), self.end_ids)
 
     def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Generator[Step]:

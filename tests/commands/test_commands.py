@@ -145,7 +145,7 @@ def test_completion_can_be_printed_and_completes(environment: dict[str, str]) ->
     assert "complete -o default -F _tenth_completion tenth" in complete(_TENTH_COMPLETE="source_bash")
     assert "#compdef tenth" in complete(_TENTH_COMPLETE="source_zsh")
     words = {"_TENTH_COMPLETE": "complete_bash", "COMP_CWORD": "1", "COMP_WORDS": "tenth ch"}
-    assert complete(**words).split() == ["chat"]
+    assert complete(**words).split() == ["chat", "check"]
     words = {"_TENTH_COMPLETE": "complete_bash", "COMP_CWORD": "2", "COMP_WORDS": "tenth run --repe"}
     assert complete(**words).split() == ["--repetition-penalty"]
 

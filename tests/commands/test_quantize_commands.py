@@ -59,7 +59,7 @@ def test_quantize_prints_what_it_wrote_and_the_model_answers(source: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "formats"),
     [
-        ([], {"int4-g32", "int8-g32"}),
+        ([], {"int4-g16-s4", "int8-g32"}),
         (["--asymmetric", "--embedding-bits", "4", "--head-bits", "4"], {"int4-g32-min"}),
         # the tiny model's experts are 32 wide
         (["--group", "64", "--embedding-bits", "32", "--head-bits", "32"], {"int4-g64", "int4-g32", "fp32"}),
