@@ -100,6 +100,8 @@ inline void load_steps(const uint8_t* p, I& first, I& second) {
   second = shift_right(shift_left(both, 24), 28);
 }
 
+constexpr size_t kTileAhead = 2048;  // bytes of a tile that are asked for before they are read
+
 struct SuperPanelArgs {
   const uint8_t* tiles[4];
   int64_t scales, steps;  // where they begin in a tile
@@ -126,6 +128,10 @@ void super_panel(const SuperPanelArgs& a, float* out) {
       I step[T][2];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) load_steps(a.tiles[t] + a.steps + c / 2, step[t][0], step[t][1]);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (int line = 0; line < 4; ++line) prefetch(a.tiles[t] + (size_t)c * 8 + kTileAhead + line * 64);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int at = c + half * 16;
