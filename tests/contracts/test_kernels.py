@@ -117,7 +117,7 @@ def test_attention(kernels: Kernels, sizes: list[tuple[int, int]], groups: int, 
     keys, values = ([_drawn(n, groups, c, seed=seed + s + part) for s, n in enumerate(lengths)] for part in (50, 99))
     # native caches hold bfloat16; some processors take queries and shares in it too
     keys, values = ([part.to(pools[0].dtype).float() for part in parts] for parts in (keys, values))
-    close = {"atol": 2e-2, "rtol": 2e-2} if pools[0].dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    close = {"atol": 3e-2, "rtol": 3e-2} if pools[0].dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     for k, v, table in zip(keys, values, pages, strict=True):
         place = torch.arange(len(k))
         kernels.store(k, v, *pools, table[place // size] * size + place % size)

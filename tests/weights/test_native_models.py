@@ -44,8 +44,8 @@ def test_native_is_near_the_reference(tmp_path: Path, form: str, config: tenth.M
     reference, native = _both(tmp_path / "m")
     batch = Batch.of([[5, 99, 3, 3, 17], [1], list(range(40))])
     expected, got = (decoder(batch, want=Want(routing="full")) for decoder in (reference, native))
-    # native attention keeps keys and values in bfloat16, integer weights meet activations of 8 bits
-    limit = 0.01 if form == "exact" else 0.06
+    # native attention has keys and values (on some processors queries) in bfloat16, integer weights meet 8-bit inputs
+    limit = 0.03 if form == "exact" else 0.06
     assert float((got.logits_NV - expected.logits_NV).norm() / expected.logits_NV.norm()) < limit
     replayed = native(batch, want=Want(routing="full"), routing=got.routing)
     torch.testing.assert_close(replayed.logits_NV, got.logits_NV, atol=1e-5, rtol=1e-5)
