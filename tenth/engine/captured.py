@@ -100,7 +100,7 @@ class CapturedDecoder:
         want = want or Want()
         if cache is None or batch.tokens_T is None or routing is not None:
             return self.decoder.forward(batch, cache, want, routing)
-        self.decoder.check(batch, cache, None)
+        self.decoder.check(batch, cache, want=want)
         with self._lock:
             return self._run(batch, cache, want)
 

@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         With a cache, `batch.placement` says where its keys and values go. A given `routing` is replayed: its expert ids
         are used, gates are recomputed from this model's router. RequestError where the pieces do not fit together.
         """
-        self.check(batch, cache, routing)
+        self.check(batch, cache, routing, want)
         return self.compute(batch, self.cos_sin(batch), cache, want or Want(), routing)
 
     def compute(
@@ -141,9 +141,19 @@ class Decoder(nn.Module):
         logits_NV: Tensor = self.head(hidden_TD)
         return logits_NV
 
-    def check(self, batch: Batch, cache: KVCache | None, routing: Routing | None) -> None:
-        """RequestError where a batch, a cache and a routing to replay do not fit the model or each other."""
+    def check(
+        self, batch: Batch, cache: KVCache | None, routing: Routing | None = None, want: Want | None = None
+    ) -> None:
+        """RequestError where batch, cache, a routing to replay and what is wanted do not fit the model or each other.
+
+        Native kernels rely on it: they read where an index says.
+        """
         config = self.config
+        if want is not None and isinstance(want.logits, Tensor) and len(want.logits):
+            low, high = (int(edge) for edge in want.logits.aminmax())
+            if low < 0 or high >= len(batch):
+                bad = low if low < 0 else high
+                raise RequestError(f"logits are wanted of position {bad}, the batch has 0 to {len(batch) - 1}")
         if (cache is None) != (batch.placement is None):
             raise RequestError("a cache and the batch's placement in it go together")
         if batch.tokens_T is not None:

@@ -188,3 +188,11 @@ def test_only_the_wanted_rows_go_through_the_head(decoder: Decoder, monkeypatch:
     after = _step(runner, cache, [(document, 14)], Want(logits="last"))
     assert torch.equal(before.logits_NV, after.logits_NV)
     assert (logits_NV[1:] == 7.0).all()
+
+
+@pytest.mark.parametrize("position", [-1, 3])
+def test_positions_outside_the_batch_are_refused(decoder: Decoder, position: int) -> None:
+    """Native code would read there."""
+    runner, document = runner_of(decoder), _Document([1, 2, 3], [0])
+    with pytest.raises(RequestError, match=f"position {position}, the batch has 0 to 2"):
+        _step(runner, _cache(decoder.config, runner), [(document, 3)], Want(logits=torch.tensor([0, position])))

@@ -60,8 +60,8 @@ void multiply_steps(const Matrix& w, int tile, int count, const Cut* cuts, int n
 
 template <int shape>
 void super_panels(const SuperPanelArgs& args, int tiles, float* out) {
-  constexpr int width = kSuperShapes[shape].width;
   if constexpr (kSuperShapes[shape].lay == Lay::kSigned) {
+    constexpr int width = kSuperShapes[shape].width;
     if (tiles == kSuperTiles[shape])
       super_panel<kSuperTiles[shape], width>(args, out);
     else
