@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,6 +150,8 @@ def _mapped(path: Path) -> Tensor:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be mapped: {error}") from None
+    with suppress(AttributeError, OSError):  # large pages: read from disk faster, found by the processor faster
+        view.madvise(mmap.MADV_HUGEPAGE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has no read-only tensors and says so each time
         return torch.frombuffer(view, dtype=torch.uint8)

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "ahead.h"
 #include "simd.h"
 
 namespace tenth::TENTH_ISA {
@@ -25,16 +26,18 @@ class Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// 16 tokens (q: [columns / 64][16][64]) times four tiles of unpacked weights ([columns / 4][64] each). The sums of the
-// first `count` tiles and `tokens` tokens are added to y with the scales of both; y: [tiles][tile_stride], a token 16
-inline void amx_super(const int8_t* const* w, const F* d, const int8_t* q, const float* scale, int columns, int count,
-                      int tokens, float* y, size_t tile_stride, int32_t* sums) {
+constexpr int kTilesWork = 12, kAddWork = 5;  // of 64 columns of four tiles; of a tile's sums
+
+// Sums of 16 tokens (q: [columns / 64][16][64]) times four tiles of unpacked weights ([columns / 4][64] each):
+// [tile][token][16].
+inline void tile_sums(const int8_t* const* w, const int8_t* q, int columns, int32_t* sums, Ahead& ahead) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int c = 0; c < columns / 64; ++c) {
     const size_t at = (size_t)c * 1024;
+    ahead.work(kTilesWork);
     _tile_loadd(4, q + at, 64);
     _tile_loadd(5, w[0] + at, 64);
     _tile_dpbssd(0, 4, 5);
@@ -49,13 +52,15 @@ inline void amx_super(const int8_t* const* w, const F* d, const int8_t* q, const
   _tile_stored(1, sums + 256, 64);
   _tile_stored(2, sums + 512, 64);
   _tile_stored(3, sums + 768, 64);
-  for (int t = 0; t < count; ++t)
+}
+
+// y += sums of one tile with the scales of its rows and of the tokens
+inline void add_sums(const int32_t* sums, F d, const float* scale, int tokens, float* y) {
 #pragma GCC unroll 4
-    for (int m = 0; m < tokens; ++m) {
-      float* to = y + t * tile_stride + m * kLanes;
-      const F whole = to_float(loadi(sums + t * 256 + m * kLanes));
-      store(to, fma(whole, mul(d[t], set1(scale[m])), load(to)));
-    }
+  for (int m = 0; m < tokens; ++m) {
+    float* to = y + m * kLanes;
+    store(to, fma(to_float(loadi(sums + m * kLanes)), mul(d, set1(scale[m])), load(to)));
+  }
 }
 
 }  // namespace tenth::TENTH_ISA

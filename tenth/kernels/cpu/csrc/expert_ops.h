@@ -153,6 +153,11 @@ class ExpertStep {
       place(form, c.shape, blocks_ + c.offset, m, m < c.count ? row(m) : nullptr, w.columns, w.padded);
   }
 
+  const Expert& part(int64_t group) const { return a_.table[work_.groups[group].expert]; }
+
+  // what a thread begins with after gates and ups
+  Ahead first_down(int64_t unit) const { return ahead_of(part(0).down, unit); }
+
   void gate_and_up() {
     const int panels = panels_of(gate_);
     for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
@@ -160,9 +165,11 @@ class ExpertStep {
       const Expert& w = a_.table[group.expert];
       const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, w.gate.tiles() - tile);
       const Cut* cuts = &work_.x[group.x_cut];
-      multiply(w.gate, tile, count, cuts, group.x_cuts, blocks_, own_,
+      multiply(w.gate, tile, count, cuts, group.x_cuts, blocks_, own_, ahead_of(w.up, unit % panels),
                [&](int i, int t, F value) { store(gates_ + ((size_t)i * kMaxTiles + t) * kLanes, value); });
-      multiply(w.up, tile, count, cuts, group.x_cuts, blocks_, own_, [&](int i, int t, F value) {
+      const int64_t next = unit + team_.size, after = next - (int64_t)groups_ * panels;
+      const Ahead ahead = after < 0 ? ahead_of(part(next / panels).gate, next % panels) : first_down(after);
+      multiply(w.up, tile, count, cuts, group.x_cuts, blocks_, own_, ahead, [&](int i, int t, F value) {
         const F gate = load(gates_ + ((size_t)i * kMaxTiles + t) * kLanes);
         const int row = (tile + t) * kLanes;
         float* h = hidden_ + (size_t)(group.first + i) * inner_ + row;
@@ -178,13 +185,16 @@ class ExpertStep {
     const int panels = panels_of(down_);
     for (int64_t unit; (unit = team_.claim(1)) < panels;) {
       const int tile = (int)unit * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
-      F part[kMostFused][kMaxTiles];
-      for (const Work::Group& group : work_.groups)
-        multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_,
-                 [&](int, int t, F value) { part[work_.assignment[group.first]][t] = value; });
+      F values[kMostFused][kMaxTiles];
+      for (int g = 0; g < groups_; ++g) {
+        const Work::Group& group = work_.groups[g];
+        const Ahead ahead = g + 1 < groups_ ? ahead_of(part(g + 1).down, unit) : ahead_of(part(0).down, unit + team_.size);
+        multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_, ahead,
+                 [&](int, int t, F value) { values[work_.assignment[group.first]][t] = value; });
+      }
       for (int t = 0; t < count; ++t) {
         F y = zero();
-        for (int k = 0; k < a_.top_k; ++k) y = fma(set1(a_.gates[k]), part[k][t], y);
+        for (int k = 0; k < a_.top_k; ++k) y = fma(set1(a_.gates[k]), values[k][t], y);
         const int row = (tile + t) * kLanes;
         write_tile(a_.y + row, y, nullptr, a_.width - row);
       }
@@ -197,7 +207,9 @@ class ExpertStep {
     for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
       const Work::Group& group = work_.groups[unit / panels];
       const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
-      multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_,
+      const int64_t next = unit + team_.size;
+      const Ahead ahead = next / panels < groups_ ? ahead_of(part(next / panels).down, next % panels) : Ahead();
+      multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_, ahead,
                [&](int i, int t, F value) {
                  const int row = (tile + t) * kLanes;
                  float* y = outputs_ + (size_t)work_.assignment[group.first + i] * a_.width + row;

@@ -52,20 +52,23 @@ inline size_t block_bytes(Form form, int padded, int width) {
   return line(form == Form::kSupers ? SuperBlock::bytes(padded, width) : Block::bytes(padded, width));
 }
 
-// the widest block that is filled, or nearly: one with a quarter of its places empty costs less than two
-inline int shape_for(Form form, int tokens) {
+// The widest block that is filled, or nearly: one with a quarter of its places empty costs less than two. A tile of AMX
+// costs the same however few tokens it has: most is the unpacking of the weights, once for all tiles.
+inline int shape_for(Form form, int tokens, bool unpacked) {
+  constexpr int kLeastInTile = 5, kLeastInNext = 2;
   int best = 0;
   for (int i = 0; i < count_of_shapes(form); ++i) {
-    const int width = shape_at(form, i).width;
-    if (width <= tokens || tokens * 4 >= width * 3) best = i;
+    const auto [width, lay] = shape_at(form, i);
+    const int least = lay != Lay::kTile ? (width * 3 + 3) / 4 : unpacked ? kLeastInNext : kLeastInTile;
+    if (tokens >= least) best = i;
   }
   return best;
 }
 
 // appends the cuts of `tokens` tokens, the widest first; returns where memory behind their blocks begins
 inline size_t cut(std::vector<Cut>& cuts, Form form, int padded, int tokens, size_t offset, int first = 0) {
-  while (tokens > 0) {
-    const int shape = shape_for(form, tokens), width = shape_at(form, shape).width, count = std::min(tokens, width);
+  for (bool unpacked = false; tokens > 0; unpacked = true) {
+    const int shape = shape_for(form, tokens, unpacked), width = shape_at(form, shape).width, count = std::min(tokens, width);
     cuts.push_back({first, count, shape, offset});
     offset += block_bytes(form, padded, width);
     first += count;

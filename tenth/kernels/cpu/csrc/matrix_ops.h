@@ -22,8 +22,6 @@ inline void write_tile(float* y, F value, const float* bias, int rows) {
   for (int i = 0; i < rows; ++i) y[i] = bias ? lanes[i] + bias[i] : lanes[i];
 }
 
-inline int panels_of(const Matrix& w) { return (w.tiles() + kMaxTiles - 1) / kMaxTiles; }
-
 // Rows that are cut into blocks of one form; an operation on several matrices may need more than one such list.
 struct Blocks {
   Form form;
@@ -78,14 +76,21 @@ inline void linear(Team& team, const LinearArgs& a) {
     }
   }
 
-  for (int64_t unit; (unit = team.claim(1)) < units;) {
+  auto find = [&](int64_t unit, int& panel) {  // the matrix that a unit of work is a panel of
     int i = 0;
-    for (int here; unit >= (here = panels_of(*a.out[i].w)); ++i) unit -= here;
-    const LinearArgs::Out& o = a.out[i];
+    for (int here; i < a.count && unit >= (here = panels_of(*a.out[i].w)); ++i) unit -= here;
+    panel = (int)unit;
+    return i;
+  };
+  for (int64_t unit; (unit = team.claim(1)) < units;) {
+    int panel, next_panel;
+    const LinearArgs::Out& o = a.out[find(unit, panel)];
+    const int next = find(unit + team.size, next_panel);
+    const Ahead ahead = next < a.count ? ahead_of(*a.out[next].w, next_panel) : Ahead();
     const Matrix& w = *o.w;
     const std::vector<Cut>& cuts = lists[(int)form_of(w)].cuts;
-    const int tile = (int)unit * kMaxTiles, count = std::min(kMaxTiles, w.tiles() - tile);
-    multiply(w, tile, count, cuts.data(), (int)cuts.size(), memory, own, [&](int token, int t, F value) {
+    const int tile = panel * kMaxTiles, count = std::min(kMaxTiles, w.tiles() - tile);
+    multiply(w, tile, count, cuts.data(), (int)cuts.size(), memory, own, ahead, [&](int token, int t, F value) {
       const int row = (tile + t) * kLanes;
       write_tile(o.y + token * o.y_stride + row, value, o.bias ? o.bias + row : nullptr, w.rows - row);
     });

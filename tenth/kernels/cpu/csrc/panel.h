@@ -4,6 +4,7 @@
 // has its own lane and its own chain of additions whatever T and M are: that is what makes products batch-invariant.
 #pragma once
 
+#include "ahead.h"
 #include "matrix.h"
 #include "pack.h"
 #include "simd.h"
@@ -38,6 +39,7 @@ struct PanelArgs {
   int steps;
   const void* x;  // a Block of `padded` columns, or floats
   int padded;
+  Ahead ahead;
 };
 
 template <int kBits, int T, int M>
@@ -81,7 +83,8 @@ constexpr int kZero = kind == kInt4      ? -8
                                          : -kDot8Offset;
 
 template <Kind kind, int T, int M>
-void integer_panel(const PanelArgs& a, float* out) {
+void integer_panel(PanelArgs& a, float* out) {
+  Ahead ahead = a.ahead;
   constexpr int kBits = kind == kInt4 || kind == kInt4Min ? 4 : 8;
   constexpr bool kMin = kind == kInt4Min || kind == kInt8Min, kHalf = kind == kInt8Half;
   constexpr size_t kHalfBytes = 16 * 16 * kBits / 8;
@@ -92,6 +95,7 @@ void integer_panel(const PanelArgs& a, float* out) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   for (int s = 0; s < a.steps; ++s) {
+    ahead.ask<(T * (kBits + 1) + 3) / 4>();  // about what a step has
     const int8_t* q = x.q + (size_t)s * kStep * M;
     const size_t offset = (size_t)s * 2 * kHalfBytes, group = (size_t)(s >> a.group_shift) * kLanes;
     const float* scale = x.scale + (size_t)s * M;
@@ -141,10 +145,12 @@ void integer_panel(const PanelArgs& a, float* out) {
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
+  a.ahead = ahead;
 }
 
 template <Kind kind, int T, int M>
-void float_panel(const PanelArgs& a, float* out) {
+void float_panel(PanelArgs& a, float* out) {
+  Ahead ahead = a.ahead;
   const float* x = (const float*)a.x;
   F y[T][M];
 #pragma GCC unroll 4
@@ -153,6 +159,7 @@ void float_panel(const PanelArgs& a, float* out) {
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   constexpr int kColumns = kind == kBf16 ? 2 : 1;
   for (int c = 0; c < a.padded / kColumns; ++c) {
+    ahead.ask<(T + 3) / 4>();
 #pragma GCC unroll 2
     for (int half = 0; half < kColumns; ++half) {
       F w[T];
@@ -173,9 +180,10 @@ void float_panel(const PanelArgs& a, float* out) {
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
+  a.ahead = ahead;
 }
 
-using PanelFn = void (*)(const PanelArgs&, float* out);
+using PanelFn = void (*)(PanelArgs&, float* out);
 
 template <Kind kind, int T, int M>
 constexpr PanelFn panel_fn() {

@@ -1,6 +1,7 @@
 // A few tiles of a matrix times all blocks of tokens.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "forms.h"
@@ -12,6 +13,14 @@
 namespace tenth::TENTH_ISA {
 
 constexpr int kPanelRows = kMaxTiles * kLanes;
+
+inline int panels_of(const Matrix& w) { return (w.tiles() + kMaxTiles - 1) / kMaxTiles; }
+
+// the bytes of a panel, to be asked for before its turn; none where there is no such panel
+inline Ahead ahead_of(const Matrix& w, int64_t panel) {
+  const int64_t tile = panel * kMaxTiles, count = std::min<int64_t>(kMaxTiles, w.tiles() - tile);
+  return count > 0 ? Ahead(w.tile((int)tile), count * w.tile_bytes) : Ahead();
+}
 
 #if !defined(TENTH_AMX)
 struct Tiles {};  // no registers to set up
@@ -27,7 +36,7 @@ inline size_t product_bytes(const Matrix& w, int tokens) {
 // one block at a time, by the kernels of panel.h
 template <class Write>
 void multiply_steps(const Matrix& w, int tile, int count, const Cut* cuts, int n, const uint8_t* blocks, uint8_t* memory,
-                    const Write& write) {
+                    Ahead& ahead, const Write& write) {
   const Kind kind = kind_of(w);
   float* out = (float*)memory;
   float* scales = out + (size_t)kMaxTiles * kMaxWidth * kLanes;
@@ -50,7 +59,9 @@ void multiply_steps(const Matrix& w, int tile, int count, const Cut* cuts, int n
         args.scales[k] = scales + 2 * (t + k) * size;
         args.minimums[k] = args.scales[k] + size;
       }
+      args.ahead = ahead;
       kPanels.at[kind][c.shape][whole ? 0 : 1](args, out);
+      ahead = args.ahead;
       for (int k = 0; k < now; ++k)
         for (int m = 0; m < c.count; ++m) write(c.first + m, t + k, load(out + (k * width + m) * kLanes));
       t += now;
@@ -59,7 +70,7 @@ void multiply_steps(const Matrix& w, int tile, int count, const Cut* cuts, int n
 }
 
 template <int shape>
-void super_panels(const SuperPanelArgs& args, int tiles, float* out) {
+void super_panels(SuperPanelArgs& args, int tiles, float* out) {
   if constexpr (kSuperShapes[shape].lay == Lay::kSigned) {
     constexpr int width = kSuperShapes[shape].width;
     if (tiles == kSuperTiles[shape])
@@ -70,10 +81,10 @@ void super_panels(const SuperPanelArgs& args, int tiles, float* out) {
 }
 
 template <class Write>
-void multiply_few(const Matrix& w, int tile, int count, const Cut& c, const uint8_t* blocks, float* out,
+void multiply_few(const Matrix& w, int tile, int count, const Cut& c, const uint8_t* blocks, float* out, Ahead& ahead,
                   const Write& write) {
   const int width = kSuperShapes[c.shape].width, most = kSuperTiles[c.shape];
-  SuperPanelArgs args{{}, w.scales, w.sub_scales, w.padded, blocks + c.offset};
+  SuperPanelArgs args{{}, w.scales, w.sub_scales, w.padded, blocks + c.offset, ahead};
   for (int t = 0; t < count;) {
     const int now = count - t >= most ? most : 1;
     for (int k = 0; k < now; ++k) args.tiles[k] = w.tile(tile + t + k);
@@ -86,9 +97,14 @@ void multiply_few(const Matrix& w, int tile, int count, const Cut& c, const uint
       for (int m = 0; m < c.count; ++m) write(c.first + m, t + k, load(out + (k * width + m) * kLanes));
     t += now;
   }
+  ahead = args.ahead;
 }
 
-#if !defined(TENTH_AMX)
+#if defined(TENTH_AMX)
+constexpr int kBlockWork = 4 * (kTilesWork + kAddWork);  // of a superblock of a block of tokens
+#else
+constexpr int kWideWork = 8, kBlockWork = 4 * kWideWork;
+
 template <int T>
 void wide_block(int width, const int8_t* const* w, const I* rows, const F* d, const int8_t* q, const float* scale,
                 int columns, float* y, size_t tile_stride) {
@@ -106,7 +122,7 @@ void wide_block(int width, const int8_t* const* w, const I* rows, const F* d, co
 // wide blocks: a superblock of the tiles is unpacked once for all of them
 template <class Write>
 void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n, const uint8_t* blocks, uint8_t* memory,
-                   const Write& write) {
+                   Ahead& ahead, const Write& write) {
   int8_t* unpacked = (int8_t*)memory;
   int32_t* sums = (int32_t*)(unpacked + kMaxTiles * kSuper * kLanes);
   float* y = (float*)(sums + kMaxTiles * 256);
@@ -116,16 +132,21 @@ void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n,
   std::memset(y, 0, count * tile_stride * sizeof(float));
   const int8_t* at[kMaxTiles];
   for (int t = 0; t < kMaxTiles; ++t) at[t] = unpacked + std::min(t, count - 1) * kSuper * kLanes;
+  ahead.pace(kSuperLines * count, kUnpackWork * 8 * count + kBlockWork * n);
   for (int s = 0; s < supers(w.padded); ++s) {
     const int first = s * kSuper, columns = std::min(kSuper, w.padded - first);
     F d[kMaxTiles];
-    I rows[kMaxTiles];
+    [[maybe_unused]] I rows[kMaxTiles];
     for (int t = 0; t < count; ++t) {
       const uint8_t* data = w.tile(tile + t);
       int8_t* to = unpacked + t * kSuper * kLanes;
-      rows[t] = set1i(0);
-      unpack_super(data, w.sub_scales, first, columns, to, &rows[t]);
+#if defined(TENTH_AMX)
+      unpack_super(data, w.sub_scales, first, columns, to, nullptr, ahead);
       if (columns % 64) std::memset(to + columns * kLanes, 0, 32 * kLanes);
+#else
+      rows[t] = set1i(0);
+      unpack_super(data, w.sub_scales, first, columns, to, &rows[t], ahead);
+#endif
       d[t] = load_half((const uint16_t*)(data + w.scales) + s * kLanes);
     }
     float* to = y;
@@ -135,9 +156,14 @@ void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n,
       const int8_t* q = x.q + (size_t)first * width;
       const float* scale = x.scale + (size_t)s * width;
 #if defined(TENTH_AMX)
-      amx_super(at, d, q, scale, (columns + 63) / 64 * 64, count, cuts[i].count, to, tile_stride, sums);
+      tile_sums(at, q, (columns + 63) / 64 * 64, sums, ahead);
+      for (int t = 0; t < count; ++t) {
+        add_sums(sums + t * 256, d[t], scale, cuts[i].count, to + t * tile_stride);
+        ahead.work(kAddWork);
+      }
 #else
       for (int t = 0; t < count;) {
+        ahead.work(kWideWork);
         if (count - t >= 2 && kSuperTiles[cuts[i].shape] == 2) {
           wide_block<2>(width, at + t, rows + t, d + t, q, scale, columns, to + t * tile_stride, tile_stride);
           t += 2;
@@ -162,15 +188,15 @@ void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n,
 // counted from the tile `tile`'s tile, and its 16 values. `memory`: product_bytes of w and all tokens.
 template <class Write>
 void multiply(const Matrix& w, int tile, int count, const Cut* cuts, int n, const uint8_t* blocks, uint8_t* memory,
-              const Write& write) {
+              Ahead ahead, const Write& write) {
   if (form_of(w) != Form::kSupers) {
-    multiply_steps(w, tile, count, cuts, n, blocks, memory, write);
+    multiply_steps(w, tile, count, cuts, n, blocks, memory, ahead, write);
     return;
   }
   int wide = 0;
   while (wide < n && kSuperShapes[cuts[wide].shape].lay != Lay::kSigned) ++wide;
-  if (wide) multiply_wide(w, tile, count, cuts, wide, blocks, memory, write);
-  for (int i = wide; i < n; ++i) multiply_few(w, tile, count, cuts[i], blocks, (float*)memory, write);
+  if (wide) multiply_wide(w, tile, count, cuts, wide, blocks, memory, ahead, write);
+  for (int i = wide; i < n; ++i) multiply_few(w, tile, count, cuts[i], blocks, (float*)memory, ahead, write);
 }
 
 }  // namespace tenth::TENTH_ISA

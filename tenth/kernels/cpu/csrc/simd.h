@@ -72,16 +72,31 @@ inline B load_chunk(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline B low4(B a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 inline B high4(B a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
 inline void store_chunk(void* p, B a) { _mm512_storeu_si512(p, a.v); }
-// the low 4 bits of each byte, less 8, times a step, as signed bytes (which it must fit). `step` fills both 16-bit halves
-// of a lane, `eight`, 8 times it, all four bytes
-inline B scaled4(B a, I step, I eight) {
-  const __m512i even = _mm512_mullo_epi16(_mm512_and_si512(a.v, _mm512_set1_epi16(0x000f)), step.v);
-  const __m512i odd = _mm512_mullo_epi16(_mm512_and_si512(a.v, _mm512_set1_epi16(0x0f00)), step.v);
-  // (even & 0x00ff) | odd
-  const __m512i both = _mm512_ternarylogic_epi32(even, _mm512_set1_epi16(0x00ff), odd, 0xea);
-  return {_mm512_sub_epi8(both, eight.v)};
+// Steps s (-8 to 7) of 16 rows as `scaled4` takes them. It multiplies by s + 8, which is not negative: no product of one
+// byte reaches into the next.
+struct Step4 {
+  __m512i words, bytes;  // s + 8 in each 16-bit half of a lane; 8 * s in each byte
+};
+// those of two groups, in the low and the high halves of 16 bytes
+inline void load_step4(const uint8_t* p, Step4& first, Step4& second) {
+  const __m512i eight = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 16, 24, 32, 40, 48, 56, -64, -56, -48, -40, -32, -24, -16, -8));
+  const __m512i place = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x0d0d0d0d, 0x0c0c0c0c, 0x0b0b0b0b, 0x0a0a0a0a, 0x09090909,
+                                         0x08080808, 0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202,
+                                         0x01010101, 0);
+  const __m512i both = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)), place);
+  auto of = [&](__m512i s) -> Step4 {
+    // (s & 0x00ff) ^ 8
+    const __m512i words = _mm512_ternarylogic_epi32(s, _mm512_set1_epi16(0x00ff), _mm512_set1_epi16(8), 0x6a);
+    return {words, _mm512_shuffle_epi8(eight, s)};
+  };
+  first = of(_mm512_and_si512(both, _mm512_set1_epi8(15)));
+  second = of(_mm512_and_si512(_mm512_srli_epi16(both, 4), _mm512_set1_epi8(15)));
 }
-inline B shifted4(B a) { return {_mm512_srli_epi16(a.v, 4)}; }
+// bytes of 0 to 15, less 8, times a step, as signed bytes (which it must fit)
+inline B scaled4(B a, const Step4& step) {
+  const __m512i whole = _mm512_sub_epi8(_mm512_mullo_epi16(a.v, step.words), _mm512_slli_epi16(a.v, 3));
+  return {_mm512_sub_epi8(whole, step.bytes)};
+}
 inline B repeat4(const void* p) {
   int32_t x;
   std::memcpy(&x, p, 4);
@@ -208,15 +223,32 @@ inline void store_chunk(void* p, B x) {
   _mm256_storeu_si256((__m256i*)p, x.a);
   _mm256_storeu_si256((__m256i*)p + 1, x.b);
 }
-inline B scaled4(B x, I step, I eight) {
-  auto half = [](__m256i v, __m256i s, __m256i e) {
-    const __m256i even = _mm256_mullo_epi16(_mm256_and_si256(v, _mm256_set1_epi16(0x000f)), s);
-    const __m256i odd = _mm256_mullo_epi16(_mm256_and_si256(v, _mm256_set1_epi16(0x0f00)), s);
-    return _mm256_sub_epi8(_mm256_or_si256(_mm256_and_si256(even, _mm256_set1_epi16(0x00ff)), odd), e);
+struct Step4 {
+  B words, bytes;
+};
+inline void load_step4(const uint8_t* p, Step4& first, Step4& second) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
+  const __m256i place = _mm256_set_epi32(0x07070707, 0x06060606, 0x05050505, 0x04040404, 0x03030303, 0x02020202, 0x01010101, 0);
+  const __m256i eight = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 8, 16, 24, 32, 40, 48, 56, -64, -56, -48, -40, -32, -24, -16, -8));
+  const __m256i low = _mm256_set1_epi8(15);
+  auto words = [](__m256i s) {
+    return _mm256_xor_si256(_mm256_and_si256(s, _mm256_set1_epi16(0x00ff)), _mm256_set1_epi16(8));
   };
-  return {half(x.a, step.a, eight.a), half(x.b, step.b, eight.b)};
+  auto of = [&](__m256i a, __m256i b) -> Step4 {
+    return {{words(a), words(b)}, {_mm256_shuffle_epi8(eight, a), _mm256_shuffle_epi8(eight, b)}};
+  };
+  const __m256i a = _mm256_shuffle_epi8(bytes, place);
+  const __m256i b = _mm256_shuffle_epi8(bytes, _mm256_add_epi8(place, _mm256_set1_epi8(8)));
+  first = of(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+  second = of(_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_and_si256(_mm256_srli_epi16(b, 4), low));
 }
-inline B shifted4(B x) { return {_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}; }
+inline B scaled4(B x, const Step4& step) {
+  auto half = [](__m256i v, __m256i words, __m256i bytes) {
+    return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_mullo_epi16(v, words), _mm256_slli_epi16(v, 3)), bytes);
+  };
+  return {half(x.a, step.words.a, step.bytes.a), half(x.b, step.words.b, step.bytes.b)};
+}
 inline B repeat4(const void* p) {
   int32_t x;
   std::memcpy(&x, p, 4);
@@ -375,11 +407,19 @@ inline B load_chunk(const uint8_t* p) {
 inline B low4(B a) { return a & 15; }
 inline B high4(B a) { return a >> 4; }
 inline void store_chunk(void* p, B a) { std::memcpy(p, &a, 64); }
-inline B scaled4(B a, I step, I eight) {
-  const I low = step & 0xff;  // bytes wrap around, so the step's low byte in every place does
-  return (a & 15) * (B)(low | low << 8 | low << 16 | low << 24) - (B)eight;
+struct Step4 {
+  B bytes;  // wrap around, so the step's low byte in every place does
+};
+inline void load_step4(const uint8_t* p, Step4& first, Step4& second) {
+  auto of = [](I step) -> Step4 {
+    const I low = step & 0xff;
+    return {(B)(low | low << 8 | low << 16 | low << 24)};
+  };
+  const I both = load_ubytes(p);
+  first = of(both << 28 >> 28);
+  second = of(both << 24 >> 28);
 }
-inline B shifted4(B a) { return a >> 4; }
+inline B scaled4(B a, const Step4& step) { return (a - 8) * step.bytes; }
 inline B repeat4(const void* p) {
   int32_t x;
   std::memcpy(&x, p, 4);
@@ -408,7 +448,9 @@ inline F dot_bf16(F acc, B a, B b) {
 #undef TENTH_EACH
 #endif
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// always inlined: gcc takes a function that only asks for bytes for one without effect, and leaves out its calls
+__attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p); }
+__attribute__((always_inline)) inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // bf16 pairs of a chunk as float: the lanes' low halves, the lanes' high halves
 inline F pair_low(I a) { return bits_to_float(shift_left(a, 16)); }

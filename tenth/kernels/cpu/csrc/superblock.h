@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "ahead.h"
 #include "matrix.h"
 #include "pack.h"
 #include "simd.h"
@@ -100,17 +101,17 @@ inline void load_steps(const uint8_t* p, I& first, I& second) {
   second = shift_right(shift_left(both, 24), 28);
 }
 
-constexpr size_t kTileAhead = 2048;  // bytes of a tile that are asked for before they are read
-
 struct SuperPanelArgs {
   const uint8_t* tiles[4];
   int64_t scales, steps;  // where they begin in a tile
   int padded;
   const void* x;  // a SuperBlock, kSigned
+  Ahead ahead;
 };
 
 template <int T, int M>
-void super_panel(const SuperPanelArgs& a, float* out) {
+void super_panel(SuperPanelArgs& a, float* out) {
+  Ahead ahead = a.ahead;
   const SuperBlock x(const_cast<void*>(a.x), a.padded, M);
   F y[T][M];
 #pragma GCC unroll 4
@@ -124,17 +125,15 @@ void super_panel(const SuperPanelArgs& a, float* out) {
     for (int t = 0; t < T; ++t)
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) sum[t][m] = zero();
+    ahead.ask<(T * 3 + 3) / 4>();  // and three of a superblock's scales and steps
     for (int c = s * kSuper; c < end; c += 32) {
       I step[T][2];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) load_steps(a.tiles[t] + a.steps + c / 2, step[t][0], step[t][1]);
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-        for (int line = 0; line < 4; ++line) prefetch(a.tiles[t] + (size_t)c * 8 + kTileAhead + line * 64);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int at = c + half * 16;
+        ahead.ask<(T * 2 + 3) / 4>();  // a tile has two lines of 16 columns
         const int8_t* q = x.q + (size_t)at * M;
         I acc[T][M];
 #pragma GCC unroll 4
@@ -174,24 +173,26 @@ void super_panel(const SuperPanelArgs& a, float* out) {
   for (int t = 0; t < T; ++t)
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) store(out + (t * M + m) * kLanes, y[t][m]);
+  a.ahead = ahead;
 }
 
 // ---- many tokens: the steps are multiplied into the weights of a superblock once, for all blocks of tokens
 
+constexpr int kSuperLines = 35;  // of a tile: the bytes of a superblock
+constexpr int kUnpackWork = 2;   // of 32 columns of a tile; measured, as are the other works
+
 // `columns` columns of a superblock as signed bytes: [columns / 4][16][4]; adds up each row where `rows` is given
-inline void unpack_super(const uint8_t* tile, int64_t steps, int first, int columns, int8_t* out, I* rows) {
-  const I low_byte = set1i(0xff);
+inline void unpack_super(const uint8_t* tile, int64_t steps, int first, int columns, int8_t* out, I* rows,
+                         Ahead& ahead) {
   for (int c = first; c < first + columns; c += 32) {
-    I step[2];
-    load_steps(tile + steps + c / 2, step[0], step[1]);
+    Step4 step[2];
+    load_step4(tile + steps + c / 2, step[0], step[1]);
+#pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const I s = step[half], word = and_bits(s, set1i(0xffff));
-      const I words = addi(word, shift_left(word, 16));
-      const I byte = and_bits(shift_left(s, 3), low_byte), two = addi(byte, shift_left(byte, 8));
-      const I eight = addi(two, shift_left(two, 16));
+#pragma GCC unroll 2
       for (int chunk = 0; chunk < 2; ++chunk) {
         const B w = load_chunk(tile + (size_t)((c + half * 16) / 8 + chunk) * 64);
-        const B low = scaled4(w, words, eight), high = scaled4(shifted4(w), words, eight);
+        const B low = scaled4(low4(w), step[half]), high = scaled4(high4(w), step[half]);
         store_chunk(out, low);
         store_chunk(out + 64, high);
         if (rows) {
@@ -201,6 +202,7 @@ inline void unpack_super(const uint8_t* tile, int64_t steps, int first, int colu
         out += 128;
       }
     }
+    ahead.work(kUnpackWork);
   }
 }
 
