@@ -5,11 +5,14 @@ T tokens, C head size, V vocabulary, D model width, K active.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from tenth.model.decoder import Decoder
 from tenth.routing.record import Routing
 
 _LEAST_ROWS = 16
+_SPARE = 2  # copies that are held for the next steps
 
 Runner: TypeAlias = "Decoder | CapturedDecoder"
 """What runs batches: the network itself, or its captured steps."""
@@ -60,7 +64,28 @@ class _Step:
     stand_ins: _Inputs
     output: Output
     plan: CapturedPlan | None = None
-    inputs: _Inputs | None = None
+    inputs: list[npt.NDArray[Any]] = field(default_factory=list)  # the plan's memory for them, in their order
+    results: dict[int, npt.NDArray[Any]] = field(default_factory=dict)  # and for what each stand-in (its id) stands for
+
+
+class _Copies:
+    """Copies of results, in memory that is used again when nobody looks at a copy any more.
+
+    Logits are large: fresh memory for them would be a page fault every 4 KB, in every step.
+    """
+
+    def __init__(self) -> None:
+        self._lent: list[npt.NDArray[Any]] = []
+
+    def __call__(self, source: npt.NDArray[Any]) -> Tensor:
+        # numpy copies in this thread; torch would wake its own, which then spin beside ours
+        for copy in self._lent:
+            # the list's, the loop's and the call's own reference: a tensor on this memory would hold one more
+            if sys.getrefcount(copy) == 3 and copy.shape == source.shape and copy.dtype == source.dtype:
+                np.copyto(copy, source)
+                return torch.from_numpy(copy)
+        self._lent = [*self._lent[1 - _SPARE :], source.copy()]
+        return torch.from_numpy(self._lent[-1])
 
 
 class CapturedDecoder:
@@ -71,6 +96,7 @@ class CapturedDecoder:
         self.decoder, self._machine = decoder, decoder.kernels.machine
         self._steps: dict[tuple[object, ...], _Step] = {}
         self._lock = threading.Lock()
+        self._copied = _Copies()
 
     @property
     def config(self) -> ModelConfig:
@@ -110,23 +136,18 @@ class CapturedDecoder:
         assert tokens_T is not None
         logits_N = want.logits if isinstance(want.logits, Tensor) else batch.last_T
         step = self._step(cache, want, max(map(len, place.pages)))
-        inputs = self._room(step, max(len(batch), len(logits_N), len(batch.bounds)))
+        plan = self._room(step, max(len(batch), len(logits_N), len(batch.bounds)))
         cos_TC, sin_TC = self.decoder.cos_sin(batch)
-        for target, source in (
-            (inputs.tokens_T, tokens_T),
-            (inputs.cos_TC, cos_TC),
-            (inputs.sin_TC, sin_TC),
-            (inputs.slots_T, place.slots_T),
-            (inputs.logits_N, logits_N),
-            (inputs.bounds_S, torch.tensor(batch.bounds)),
-            (inputs.lengths_S, torch.tensor(place.lengths)),
-            *((inputs.pages_SP[s], table) for s, table in enumerate(place.pages)),
-        ):
-            target[: len(source)] = source
-        assert step.plan is not None
-        step.plan.run(len(batch), len(logits_N), len(place.lengths))
+        sources = (tokens_T, cos_TC, sin_TC, place.slots_T, batch.bounds, place.lengths, place.pages, logits_N)
+        for target, source in zip(step.inputs, sources, strict=True):
+            if source is place.pages:
+                for row, table in zip(target, place.pages, strict=False):
+                    row[: len(table)] = table.numpy()
+            else:
+                target[: len(source)] = source.numpy() if isinstance(source, Tensor) else source
+        plan.run(len(batch), len(logits_N), len(place.lengths))
         wanted = len(batch) if want.logits == "all" else len(logits_N)
-        return _result(step.plan, step.output, len(batch), wanted)
+        return self._result(step, len(batch), wanted)
 
     def _step(self, cache: KVCache, want: Want, pages: int) -> _Step:
         """The captured pass for this cache and this kind of result."""
@@ -166,13 +187,38 @@ class CapturedDecoder:
             capture.keep(tensor)
         return _Step(cache, capture, inputs, out)
 
-    def _room(self, step: _Step, rows: int) -> _Inputs:
-        """The plan's inputs, with room for so many rows."""
-        if step.plan is None or step.inputs is None or step.plan.capacity < rows:
-            capacity = max(1 << (rows - 1).bit_length(), _LEAST_ROWS)
-            step.plan = CapturedPlan(step.capture, self._machine, capacity)
-            step.inputs = _Inputs(*map(step.plan.view, step.stand_ins.all()))
-        return step.inputs
+    def _room(self, step: _Step, rows: int) -> CapturedPlan:
+        """The plan, with room for so many rows."""
+        if step.plan is None or step.plan.capacity < rows:
+            plan = step.plan = CapturedPlan(step.capture, self._machine, max(1 << (rows - 1).bit_length(), _LEAST_ROWS))
+            step.inputs = [plan.view(stand_in).numpy() for stand_in in step.stand_ins.all()]
+            step.results = {id(stand_in): plan.view(stand_in).numpy() for stand_in in _results(step.output)}
+        return step.plan
+
+    def _result(self, step: _Step, tokens: int, logits: int) -> Output:
+        """Copies of a run's results: the next run overwrites the plan's memory."""
+        stand_ins = step.output
+
+        def rows(stand_in: Tensor | None, count: int) -> Tensor | None:
+            return None if stand_in is None else self._copied(step.results[id(stand_in)][:count])
+
+        routing = None
+        if stand_ins.routing is not None:
+            layers = {}
+            for index, layer in stand_ins.routing.layers.items():
+                experts_TK, gates_TK = rows(layer.experts_TK, tokens), rows(layer.gates_TK, tokens)
+                assert experts_TK is not None
+                assert gates_TK is not None
+                dropped_TK = None if layer.dropped_TK is None else torch.zeros_like(experts_TK, dtype=torch.bool)
+                layers[index] = replace(
+                    layer,
+                    experts_TK=experts_TK,
+                    gates_TK=gates_TK,
+                    logits_TE=rows(layer.logits_TE, tokens),
+                    dropped_TK=dropped_TK,
+                )
+            routing = Routing(layers)
+        return Output(rows(stand_ins.logits_NV, logits), rows(stand_ins.hidden_TD, tokens), routing)
 
 
 def _results(out: Output) -> Iterator[Tensor]:
@@ -180,29 +226,3 @@ def _results(out: Output) -> Iterator[Tensor]:
     yield from (part for part in (out.logits_NV, out.hidden_TD) if part is not None)
     for layer in out.routing.layers.values() if out.routing else ():
         yield from (part for part in (layer.experts_TK, layer.gates_TK, layer.logits_TE) if part is not None)
-
-
-def _result(plan: CapturedPlan, stand_ins: Output, tokens: int, logits: int) -> Output:
-    """Copies of a run's results: the next run overwrites the plan's memory."""
-
-    def rows(stand_in: Tensor | None, count: int) -> Tensor | None:
-        # numpy copies in this thread; torch would wake its own, which then spin beside ours
-        return None if stand_in is None else torch.from_numpy(plan.view(stand_in)[:count].numpy().copy())
-
-    routing = None
-    if stand_ins.routing is not None:
-        layers = {}
-        for index, layer in stand_ins.routing.layers.items():
-            experts_TK, gates_TK = rows(layer.experts_TK, tokens), rows(layer.gates_TK, tokens)
-            assert experts_TK is not None
-            assert gates_TK is not None
-            dropped_TK = None if layer.dropped_TK is None else torch.zeros_like(experts_TK, dtype=torch.bool)
-            layers[index] = replace(
-                layer,
-                experts_TK=experts_TK,
-                gates_TK=gates_TK,
-                logits_TE=rows(layer.logits_TE, tokens),
-                dropped_TK=dropped_TK,
-            )
-        routing = Routing(layers)
-    return Output(rows(stand_ins.logits_NV, logits), rows(stand_ins.hidden_TD, tokens), routing)
