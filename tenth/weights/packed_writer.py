@@ -37,6 +37,7 @@ from tenth.weights.save import new_folder
 from tenth.weights.tokenizer import Tokenizer
 
 _ENTRY_BYTES = 330  # of a header, at most, for a tensor and the padding before it, without its name
+_BLOCK = 2 << 20  # written at once, at multiples of it: the system then keeps the file in pages of that size
 
 
 @contextmanager
@@ -147,8 +148,9 @@ class _File:
         self._room = -(-(room + 8) // PAGE) * PAGE
         self._entries: dict[str, dict[str, Any]] = {}
         self._at = self._paddings = 0
-        self._file = path.open("wb")
-        self._file.seek(self._room)
+        self._file = path.open("wb", buffering=0)
+        self._block = bytearray(self._room % _BLOCK)
+        self._file.seek(self._room - len(self._block))
 
     def __enter__(self) -> Self:
         return self
@@ -169,17 +171,32 @@ class _File:
     def _append(self, name: str, kind: str, shape: Sequence[int], pieces: Sequence[Tensor]) -> None:
         start = self._at
         for piece in pieces:
-            self._file.write(piece.numpy().data)
+            self._write(piece.numpy().data)
             self._at += piece.nbytes
         self._entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, self._at]}
 
+    def _write(self, data: memoryview) -> None:
+        while len(data):
+            room = _BLOCK - len(self._block)
+            self._block += data[:room]
+            data = data[room:]
+            if len(self._block) == _BLOCK:
+                self._flush()
+
+    def _flush(self) -> None:
+        rest = memoryview(self._block)
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self._block = bytearray()
+
     def finish(self) -> str:
         """Write the header, spaces up to the data; returns its hash."""
+        self._flush()
         length = self._room - 8
         text = json.dumps(self._entries, separators=(",", ":")).encode().ljust(length)
         assert len(text) == length, "the room for the header was counted too small"
         header = length.to_bytes(8, "little") + text
         self._file.seek(0)
-        self._file.write(header)
-        self._file.flush()  # a full disk speaks here, not when the file is closed
+        self._block += header
+        self._flush()
         return header_hash(header)
