@@ -78,6 +78,25 @@ def together(batch: int) -> str:
     return f"decode of {batch} sequences"
 
 
+def figures_of(row: str) -> list[str]:
+    """The figures that every engine has for a row."""
+    return {
+        "decode": [f"decode {STEPS}"],
+        "depth": [deep(depth) for depth in DEPTHS],
+        "prefill": [f"prefill {tokens}" for tokens in PROMPTS],
+        "batch": [together(batch) for batch in BATCHES],
+    }[row]
+
+
+def complete(engine: str, row: str, figures: dict[str, Figure]) -> dict[str, Figure]:
+    """The figures of a row as they were asked for; ends the program where an engine did not give one."""
+    for what in figures_of(row):
+        if what not in figures:
+            given = ", ".join(figures) or "nothing"
+            sys.exit(f"{engine}: row {row}: {what!r} did not come back from its programs, but {given}")
+    return {what: figures[what] for what in figures_of(row)}
+
+
 class Tenth:
     """Our own program, on a packed model."""
 
@@ -159,10 +178,14 @@ class Peer:
         command: list[str | Path] = [self._bin / "llama-batched-bench", "-m", self.model("batch")]
         command += ["-t", str(self._options.threads), "-c", str(room), "-b", "2048", "-ub", "512", "-fa", "off"]
         command += ["-npp", str(BATCH_PROMPT), "-ntg", str(DEEP_STEPS), "-npl", ",".join(map(str, BATCHES))]
-        table = said_by([*command, *(["-rtr"] if self._ik else [])])
-        # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | ...
-        cells = [line.strip("| ").split("|") for line in table.splitlines() if re.match(r"\|\s*\d+ \|", line)]
-        return {together(int(row[2])): Figure(float(row[7])) for row in cells}
+        return batched(said_by([*command, *(["-rtr"] if self._ik else [])]))
+
+
+def batched(printed: str) -> dict[str, Figure]:
+    """The decoding speeds that llama-batched-bench prints, in one table among other lines."""
+    # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | ...
+    lines = [line.strip("| ").split("|") for line in printed.splitlines() if re.match(r"\|\s*\d+ \|", line)]
+    return {together(int(cells[2])): Figure(float(cells[7])) for cells in lines}
 
 
 def probed(program: Path) -> float:
@@ -181,7 +204,7 @@ def take(options: argparse.Namespace, engines: dict[str, Tenth | Peer]) -> list[
             order = ENGINES if number % 2 == 0 else ENGINES[::-1]
             before = probed(options.probe)
             for name in order:
-                figures = engines[name].measure(row)
+                figures = complete(name, row, engines[name].measure(row))
                 after = probed(options.probe)
                 taken += [Taken(k, name, number, (before + after) / 2, f) for k, f in figures.items()]
                 print(f"{row} {number + 1}/{options.rounds} {name}: probe {before:.1f}-{after:.1f}", file=sys.stderr)

@@ -214,8 +214,9 @@ def load(
     """Load a model by path, hub name, `default` or `default-dense`.
 
     `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
-    model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels on `threads` threads, for packed
-    models), `auto` the best there is. `report` is told what is being done and returns where its progress goes.
+    model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels, for packed models), `auto` the
+    best there is; `threads` compute (None: one a core). `report` is told what is being done and returns where its
+    progress goes.
     """
     chosen, place = chosen_dtype(dtype), _device(device)
     path = resolve(str(model), report)

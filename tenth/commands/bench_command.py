@@ -28,7 +28,10 @@ def command(
         ),
     ] = "1,4,8,16",
     repeat: Annotated[int, typer.Option("--repeat", help="Measure so many times: median and range.")] = 5,
-    chunk: Annotated[int, typer.Option("--chunk", help="Tokens of a prompt that go through at once.")] = 512,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk", help="Tokens of a prompt that go through at once.", show_default="as tenth run"),
+    ] = None,
     backend: o.Backend = "auto",
     threads: o.Threads = None,
     json: o.Json = False,
@@ -39,6 +42,7 @@ def command(
 
     from tenth.api import resolve
     from tenth.commands.progress import progress_bars
+    from tenth.engine.sequence import PROMPT_CHUNK
     from tenth.observe.speed import measure
     from tenth.observe.speed_report import BenchSettings
 
@@ -48,7 +52,7 @@ def command(
         depths=_numbers("depth", depth),
         batches=_numbers("batch", batch),
         repeat=repeat,
-        chunk=chunk,
+        chunk=PROMPT_CHUNK if chunk is None else chunk,
     )
     with progress_bars(quiet=json) as report:
         path = resolve(model, report)

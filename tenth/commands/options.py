@@ -61,7 +61,7 @@ Backend = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", help="Threads of the cpu backend.", show_default="all cores", rich_help_panel=_MODEL),
+    typer.Option("--threads", help="Threads that compute.", show_default="one a core", rich_help_panel=_MODEL),
 ]
 Template = Annotated[
     Path | None,

@@ -38,6 +38,7 @@ def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None, dict[str
     from tenth.model.preset import preset, preset_names
     from tenth.weights.checkpoint import open_checkpoint, read_config
     from tenth.weights.hub import existing
+    from tenth.weights.packed_index import is_padding
 
     path = existing(model)
     if path is None and model in preset_names():
@@ -51,7 +52,8 @@ def _config_of(model: str) -> tuple[ModelConfig, list[str], str | None, dict[str
         for info in checkpoint.source.tensors.values():
             kinds[info.kind] = kinds.get(info.kind, 0) + info.nbytes
         sizes = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in sorted(kinds.items(), key=lambda k: -k[1]))
-        notes = [f"{checkpoint.format} at {checkpoint.path}", f"{len(checkpoint.source.tensors)} tensors: {sizes}"]
+        count = sum(not is_padding(name) for name in checkpoint.source.tensors)
+        notes = [f"{checkpoint.format} at {checkpoint.path}", f"{count} tensors: {sizes}"]
         notes += [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
         weights = {} if checkpoint.packed is None else packed_facts(checkpoint.packed.index, checkpoint.config)

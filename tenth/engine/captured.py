@@ -5,9 +5,9 @@ T tokens, C head size, V vocabulary, D model width, K active.
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tenth.kernels.contract import Kernels
-from tenth.kernels.cpu.capture import STAND_IN_ROWS, Capture, CapturedPlan, capturing
+from tenth.kernels.cpu.capture import STAND_IN_ROWS, Capture, CapturedPlan, Kind, capturing
 from tenth.kernels.cpu.documents import Documents
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Output, Placement, Want
@@ -27,7 +27,8 @@ from tenth.model.decoder import Decoder
 from tenth.routing.record import Routing
 
 _LEAST_ROWS = 16
-_SPARE = 2  # copies that are held for the next steps
+_LARGE = 64 << 10  # bytes of a copy whose memory is worth keeping
+_SPARE = 2  # of those, for the next steps
 
 Runner: TypeAlias = "Decoder | CapturedDecoder"
 """What runs batches: the network itself, or its captured steps."""
@@ -69,23 +70,28 @@ class _Step:
 
 
 class _Copies:
-    """Copies of results, in memory that is used again when nobody looks at a copy any more.
+    """Copies of results; large ones in memory that is used again when nobody looks at the copy any more.
 
-    Logits are large: fresh memory for them would be a page fault every 4 KB, in every step.
+    Fresh memory for logits would be a page fault every 4 KB, in every step.
     """
 
     def __init__(self) -> None:
-        self._lent: list[npt.NDArray[Any]] = []
+        self._lent: list[tuple[npt.NDArray[np.uint8], weakref.ref[npt.NDArray[Any]]]] = []
 
     def __call__(self, source: npt.NDArray[Any]) -> Tensor:
         # numpy copies in this thread; torch would wake its own, which then spin beside ours
-        for copy in self._lent:
-            # the list's, the loop's and the call's own reference: a tensor on this memory would hold one more
-            if sys.getrefcount(copy) == 3 and copy.shape == source.shape and copy.dtype == source.dtype:
-                np.copyto(copy, source)
-                return torch.from_numpy(copy)
-        self._lent = [*self._lent[1 - _SPARE :], source.copy()]
-        return torch.from_numpy(self._lent[-1])
+        if source.nbytes < _LARGE:
+            return torch.from_numpy(source.copy())
+        memory = next(
+            (memory for memory, copy in self._lent if copy() is None and memory.nbytes >= source.nbytes), None
+        )
+        if memory is None:
+            memory = np.empty(source.nbytes, np.uint8)
+        copy = memory[: source.nbytes].view(source.dtype).reshape(source.shape)
+        copy[...] = source
+        others = [lent for lent in self._lent if lent[0] is not memory]
+        self._lent = [*others[1 - _SPARE :], (memory, weakref.ref(copy))]
+        return torch.from_numpy(copy)  # holds `copy` as long as any tensor looks at its memory
 
 
 class CapturedDecoder:
@@ -134,9 +140,9 @@ class CapturedDecoder:
         place, tokens_T = batch.placement, batch.tokens_T
         assert place is not None
         assert tokens_T is not None
-        logits_N = want.logits if isinstance(want.logits, Tensor) else batch.last_T
+        logits_N = want.logits if isinstance(want.logits, Tensor) else [end - 1 for end in batch.bounds[1:]]
         step = self._step(cache, want, max(map(len, place.pages)))
-        plan = self._room(step, max(len(batch), len(logits_N), len(batch.bounds)))
+        plan = self._room(step, {"tokens": len(batch), "logits": len(logits_N), "documents": len(batch.bounds)})
         cos_TC, sin_TC = self.decoder.cos_sin(batch)
         sources = (tokens_T, cos_TC, sin_TC, place.slots_T, batch.bounds, place.lengths, place.pages, logits_N)
         for target, source in zip(step.inputs, sources, strict=True):
@@ -187,12 +193,15 @@ class CapturedDecoder:
             capture.keep(tensor)
         return _Step(cache, capture, inputs, out)
 
-    def _room(self, step: _Step, rows: int) -> CapturedPlan:
-        """The plan, with room for so many rows."""
-        if step.plan is None or step.plan.capacity < rows:
-            plan = step.plan = CapturedPlan(step.capture, self._machine, max(1 << (rows - 1).bit_length(), _LEAST_ROWS))
-            step.inputs = [plan.view(stand_in).numpy() for stand_in in step.stand_ins.all()]
-            step.results = {id(stand_in): plan.view(stand_in).numpy() for stand_in in _results(step.output)}
+    def _room(self, step: _Step, rows: Mapping[Kind, int]) -> CapturedPlan:
+        """The plan, with room for so many rows of each kind."""
+        had = step.plan.capacity if step.plan is not None else dict.fromkeys(rows, _LEAST_ROWS)
+        if step.plan is None or any(had[kind] < count for kind, count in rows.items()):
+            capacity = {kind: max(1 << (count - 1).bit_length(), had[kind]) for kind, count in rows.items()}
+            step.plan, step.inputs, step.results = None, [], {}  # the memory goes before the larger one comes
+            step.plan = CapturedPlan(step.capture, self._machine, capacity)
+            step.inputs = [step.plan.view(stand_in).numpy() for stand_in in step.stand_ins.all()]
+            step.results = {id(stand_in): step.plan.view(stand_in).numpy() for stand_in in _results(step.output)}
         return step.plan
 
     def _result(self, step: _Step, tokens: int, logits: int) -> Output:

@@ -16,7 +16,8 @@ from tenth.model.batch import Batch, Placement, Want
 from tenth.model.cache import KVCache
 from tenth.routing.record import RecordKind, Routing
 
-_CHUNK = 512  # tokens of a prompt that go through the network at once: bounds the memory of activations
+PROMPT_CHUNK = 2048
+"""Tokens of a prompt that go through the network at once: bounds the memory of activations; more share an expert."""
 
 
 class CachedSequence:
@@ -48,8 +49,8 @@ class CachedSequence:
         self._reserve(len(self._tokens) + len(tokens))
         records: list[Routing] = []
         logits_V = torch.empty(0)
-        for start in range(0, len(tokens), _CHUNK):
-            logits_V, routing = self._step(tokens[start : start + _CHUNK], record)
+        for start in range(0, len(tokens), PROMPT_CHUNK):
+            logits_V, routing = self._step(tokens[start : start + PROMPT_CHUNK], record)
             if routing is not None:
                 records.append(routing.detach())
         return logits_V, Routing.join(records) if record != "none" else None
@@ -76,7 +77,7 @@ class CachedSequence:
     def _grown(self, length: int) -> KVCache:
         """A cache of one page for `length` tokens, holding what the present one holds."""
         config, device = self.decoder.config, self.decoder.device
-        size = min(max(length, _CHUNK), config.context_length)
+        size = min(max(length, PROMPT_CHUNK), config.context_length)
         cache = KVCache(config, 1, size, self.decoder.dtype, device, self.decoder.kernels)
         if self._tokens:
             cache.copy_from(self._cache)

@@ -1,1 +1,1 @@
-"""Weight values and their formats, and the few operations that decide speed: contract, reference."""
+"""Weight values and their formats, and the few operations that decide speed: contract, reference, native."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from tenth.errors import MachineError, RequestError
 from tenth.kernels import reference
 from tenth.kernels.contract import Kernels
-from tenth.kernels.cpu.machine import built, machine
+from tenth.kernels.cpu.machine import built, machine, usable_threads
 
 BACKENDS = ("auto", "reference", "cpu")
 
@@ -24,13 +26,16 @@ def choose_kernels(
 ) -> Kernels:
     """`reference`, `cpu` (native; packed weights, heads of a multiple of 16), or `auto`: native where it is possible.
 
-    `threads` and `instruction_set` are for native kernels (default: what this process may use). RequestError for
-    another name or a model that is not packed, MachineError where this installation or machine has no such kernels.
+    `threads` counts those of the native kernels, or torch's (default: what this process may use); `instruction_set` is
+    for native ones. RequestError for another name or a model that is not packed, MachineError where this installation
+    or machine has no such kernels or threads.
     """
     if backend not in BACKENDS:
         raise RequestError(f"backend is {backend!r:.40}, it must be one of {', '.join(BACKENDS)}")
     possible = packed and head_dim % HEAD_UNIT == 0 and built()
     if backend == "reference" or (backend == "auto" and not possible):
+        if threads is not None:
+            torch.set_num_threads(usable_threads(threads))
         return reference
     if not packed:
         raise RequestError("the cpu backend runs packed models: `tenth quantize` or `tenth pack` makes one")

@@ -24,17 +24,17 @@ class KVLayout:
     """How a kernel wants a page of keys, and one of values.
 
     The second number of each shape counts tokens that lie together: a page of N tokens has N / that many such groups
-    in its place. `dtype` is the only type the kernels take (None: any float).
+    in its place. `dtype` is the only type the kernels take (None: any float), `unit` what N must be a multiple of.
     """
 
     keys: tuple[int, ...]
     values: tuple[int, ...]
     dtype: torch.dtype | None = None
+    unit: int = 1
 
     def padded(self, length: int) -> int:
         """The smallest page for so many tokens."""
-        unit = max(self.keys[1], self.values[1])
-        return -(-length // unit) * unit
+        return -(-length // self.unit) * self.unit
 
     def pools(
         self, pages: int, page_size: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"

@@ -16,6 +16,8 @@ from torch import Tensor
 from tenth.errors import RequestError
 from tenth.routing.record import RecordKind, Routing
 
+_FEW = 64  # ids that Python looks at faster than torch
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -52,6 +54,8 @@ class Batch:
             part = getattr(self, name)
             if part is not None and len(part) != self.bounds[-1]:
                 raise RequestError(f"batch {name} has {len(part)} rows, its bounds say {self.bounds[-1]}")
+        for name in ("positions_T", "tokens_T"):
+            _check_ids(name, getattr(self, name))
         place = self.placement
         documents = len(self.bounds) - 1
         if place is not None and not (
@@ -60,6 +64,10 @@ class Batch:
             raise RequestError(
                 f"a placement needs a slot a token, and pages and a length for each of {documents} documents"
             )
+        if place is not None:
+            _check_ids("slots_T", place.slots_T)
+            for table in place.pages:
+                _check_ids("pages", table)
 
     @classmethod
     def of(cls, documents: Sequence[Sequence[int] | Tensor], *, device: torch.device | str = "cpu") -> Batch:
@@ -83,6 +91,21 @@ class Batch:
         return torch.tensor(self.bounds[1:], device=self.positions_T.device) - 1
 
 
+def edges(ids: Tensor) -> tuple[int, int]:
+    """The least and the largest of them."""
+    if ids.numel() <= _FEW:
+        values = ids.flatten().tolist()
+        return min(values), max(values)
+    low, high = ids.aminmax()
+    return int(low), int(high)
+
+
+def _check_ids(name: str, ids: Tensor | None) -> None:
+    """Kernels read them as they lie in memory."""
+    if ids is not None and ids.dtype != torch.int64:
+        raise RequestError(f"{name} is {str(ids.dtype).removeprefix('torch.')}, it must be int64")
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What a forward pass should return.
@@ -99,6 +122,8 @@ class Want:
     def __post_init__(self) -> None:
         if not isinstance(self.logits, Tensor) and self.logits not in ("all", "last", "none"):
             raise RequestError(f"logits is {self.logits!r:.40}, it must be all, last, none or indices")
+        if isinstance(self.logits, Tensor):
+            _check_ids("logits", self.logits)
         if self.routing not in get_args(RecordKind):
             raise RequestError(f"routing is {self.routing!r:.40}, it must be one of {', '.join(get_args(RecordKind))}")
 

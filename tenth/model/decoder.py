@@ -12,7 +12,7 @@ from tenth.errors import RequestError
 from tenth.kernels.backend import Backend
 from tenth.kernels.reference import wide
 from tenth.model.attention import Attention
-from tenth.model.batch import Batch, Output, Want
+from tenth.model.batch import Batch, Output, Want, edges
 from tenth.model.cache import KVCache
 from tenth.model.config import ModelConfig
 from tenth.model.experts import SparseMlp
@@ -150,14 +150,16 @@ class Decoder(nn.Module):
         """
         config = self.config
         if want is not None and isinstance(want.logits, Tensor) and len(want.logits):
-            low, high = (int(edge) for edge in want.logits.aminmax())
+            low, high = edges(want.logits)
             if low < 0 or high >= len(batch):
                 bad = low if low < 0 else high
                 raise RequestError(f"logits are wanted of position {bad}, the batch has 0 to {len(batch) - 1}")
         if (cache is None) != (batch.placement is None):
             raise RequestError("a cache and the batch's placement in it go together")
+        if cache is not None and batch.placement is not None:
+            cache.check(batch.placement)
         if batch.tokens_T is not None:
-            low, high = (int(edge) for edge in batch.tokens_T.aminmax())
+            low, high = edges(batch.tokens_T)
             if low < 0 or high >= config.vocab_size:
                 bad = low if low < 0 else high
                 raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {config.vocab_size - 1}")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tenth.errors import RequestError
 from tenth.kernels.choice import choose_kernels, describe
 from tenth.model.decoder import Decoder
 from tenth.observe.sequences import Sequences
@@ -52,10 +51,6 @@ def measure(
         kernels = choose_kernels(
             backend, packed=checkpoint.packed is not None, head_dim=checkpoint.config.head_dim, threads=threads
         )
-        if threads is not None and kernels.name == "reference":
-            if threads < 1:
-                raise RequestError(f"threads is {threads}, it must be at least 1")
-            torch.set_num_threads(threads)
         decoder = load_decoder(checkpoint, kernels=kernels)
         nbytes = _weight_bytes(checkpoint, decoder)
     loaded = time.perf_counter()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tenth.engine.sequence import PROMPT_CHUNK
 from tenth.errors import RequestError
 from tenth.model.config import ModelConfig
 
@@ -23,7 +24,7 @@ class BenchSettings:
     depths: tuple[int, ...] = (0, 1024, 4096)
     batches: tuple[int, ...] = (1, 4, 8, 16)
     repeat: int = 5
-    chunk: int = 512
+    chunk: int = PROMPT_CHUNK
 
     def __post_init__(self) -> None:
         for name in ("prompt", "generate", "repeat", "chunk"):

@@ -25,6 +25,7 @@ from tenth.kernels.weight import ExpertTable, Weight
 from tenth.model.config import ModelConfig
 from tenth.weights.packed_index import (
     PACKED_NAME,
+    PAGE,
     PackedIndex,
     check_files,
     check_tensors,
@@ -140,8 +141,12 @@ def _check_places(index: PackedIndex, source: SafetensorsFiles) -> None:
         if info.offset % tensor.alignment:
             raise FileFormatError(f"{info}: begins at byte {info.offset}, not at a multiple of {tensor.alignment}")
     for info in source.tensors.values():
-        if info.name not in index.tensors and not (is_padding(info.name) and info.kind == "U8"):
+        if info.name in index.tensors:
+            continue
+        if not (is_padding(info.name) and info.kind == "U8"):
             raise TensorError(f"{info}: {PACKED_NAME} does not have it")
+        if info.nbytes >= PAGE:
+            raise TensorError(f"{info}: is padding of {info.nbytes} bytes, less than {PAGE} is ever needed")
 
 
 def _mapped(path: Path) -> Tensor:

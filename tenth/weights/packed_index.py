@@ -25,8 +25,8 @@ from tenth.kernels.packed import PackedFormat, tiles_of
 from tenth.kernels.weight import DenseExpertTable, DenseWeight, ExpertTable, Weight
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
-from tenth.model.json_reader import read_json
-from tenth.weights.source import quoted
+from tenth.weights.safetensors_file import parse_object
+from tenth.weights.source import OpenFile, quoted
 
 PACKED_NAME = "packed.json"
 OUTSIDE = "outside.safetensors"
@@ -36,7 +36,9 @@ PAGE = 4096
 """Experts, and other tensors of LARGE bytes or more, begin at a multiple of this in their file."""
 
 LARGE = 1 << 16
-"""Bytes from which a matrix begins on a page of its own."""
+"""Bytes from which every tensor, of floats too, begins at a multiple of PAGE."""
+
+_SIZE_LIMIT = 16 << 20  # bytes of a `packed.json`; one of 24,000 experts has 4 MB
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _HEX = re.compile(r"[0-9a-f]{32}")
@@ -199,10 +201,11 @@ def parts_of(config: ModelConfig) -> dict[str, Part]:
 def read_index(folder: Path) -> PackedIndex:
     """Read a `packed.json`, each entry judged by itself.
 
-    FileFormatError for another version, an unknown key (in our own files that is a mistake) or a malformed value.
+    FileFormatError for another version, an unknown key (in our own files that is a mistake), a key that appears twice
+    or a malformed value; WeightsError where the file cannot be read.
     """
     where = folder / PACKED_NAME
-    raw = read_json(where)
+    raw = _read_object(where)
     if type(raw.get("version")) is not int or raw["version"] != VERSION:  # JSON's true equals 1
         raise FileFormatError(f"{where}: version is {quoted(raw.get('version'))}, this program reads {VERSION}")
     _exactly(raw, ("version", "files", "tensors"), str(where))
@@ -212,6 +215,16 @@ def read_index(folder: Path) -> PackedIndex:
     for name, digest in files.items():
         _check_hash(digest, f"{where}: file {quoted(name)}")
     return PackedIndex(files, {name: _read_tensor(name, entry, where) for name, entry in tensors.items()})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    file = OpenFile(path)
+    try:
+        if file.size > _SIZE_LIMIT:
+            raise FileFormatError(f"{path}: {file.size} bytes, {_SIZE_LIMIT} are the limit for an index")
+        return parse_object(file.read(0, file.size), path, "index")
+    finally:
+        file.close()
 
 
 def _read_tensor(name: str, entry: Any, path: Path) -> PackedTensor:

@@ -1,4 +1,5 @@
-"""Writes a packed model, tensor by tensor: no more than one is held. All of the folder or nothing.
+"""Writes a packed model, tensor by tensor: no more than one is held, and the last 2 MB of each file. All of the folder
+or nothing.
 
 `docs/packed.md` describes what is written.
 """

@@ -135,7 +135,7 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if length > min(file.size - 8, HEADER_LIMIT):
         limit = f"{file.size - 8} remain in the file" if length > file.size - 8 else f"{HEADER_LIMIT} are the limit"
         raise FileFormatError(f"{file.path}: header length {length}, {limit}")
-    return _parse_object(file.read(8, length), file.path, "header"), 8 + length
+    return parse_object(file.read(8, length), file.path, "header"), 8 + length
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -144,7 +144,7 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         if file.size > HEADER_LIMIT:
             raise FileFormatError(f"{path}: {file.size} bytes, {HEADER_LIMIT} are the limit for an index")
-        index = _parse_object(file.read(0, file.size), path, "index")
+        index = parse_object(file.read(0, file.size), path, "index")
     finally:
         file.close()
     shard_of = index.get("weight_map")
@@ -159,7 +159,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return shard_of
 
 
-def _parse_object(data: bytes, path: Path, part: str) -> dict[str, Any]:
+def parse_object(data: bytes, path: Path, part: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=partial(_unique, path))
     except UnicodeDecodeError as error:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tenth.engine.captured import CapturedDecoder, Runner, runner_of
+from tenth.engine.captured import CapturedDecoder, Runner, _Copies, runner_of
 from tenth.engine.generate import cached_generate, naive_generate
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
-from tenth.errors import RequestError
+from tenth.errors import MachineError, RequestError
 from tenth.kernels.choice import choose_kernels
 from tenth.kernels.cpu.capture import CapturedPlan
 from tenth.kernels.cpu.machine import instruction_sets
@@ -26,17 +29,18 @@ from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 from tenth.weights.synthetic import write_synthetic
 
-PAGE = 16
+PAGE = 32
+HEADS = (16, 32)  # channels: tiles of AMX take the second
 
 
-@pytest.fixture(scope="module", params=instruction_sets())
+@pytest.fixture(scope="module", params=[(name, size) for name in instruction_sets() for size in HEADS], ids=str)
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
     folder = tmp_path_factory.mktemp("packed") / "model"
-    write_synthetic(folder, preset("tiny-moe"), PackedFormat.parse("int4-g16-s4"), seed=1)
+    name, size = request.param
+    config = replace(preset("tiny-moe"), head_dim=size)
+    write_synthetic(folder, config, PackedFormat.parse("int4-g16-s4"), seed=1)
     with open_checkpoint(folder) as checkpoint:
-        yield load_decoder(
-            checkpoint, kernels=choose_kernels("cpu", packed=True, head_dim=16, instruction_set=request.param)
-        )
+        yield load_decoder(checkpoint, kernels=choose_kernels("cpu", packed=True, head_dim=size, instruction_set=name))
 
 
 class _Document:
@@ -130,6 +134,30 @@ def test_results_are_not_overwritten_by_the_next_step(decoder: Decoder) -> None:
     assert torch.equal(first, kept)
 
 
+def test_memory_of_large_copies_is_used_again_once_nobody_looks_at_it() -> None:
+    copies, source = _Copies(), np.arange(40_000, dtype=np.float32)
+    first = copies(source)
+    view, where = first[5:], first.data_ptr()
+    del first
+    second = copies(source + 1)  # the view still looks at the first
+    assert second.data_ptr() != where
+    assert torch.equal(view, torch.arange(5.0, 40_000.0))
+    del view
+    assert copies(source[:30_000]).data_ptr() == where
+    held = [copies(source + n) for n in range(5)]
+    assert all(torch.equal(copy, torch.arange(40_000.0) + n) for n, copy in enumerate(held))
+
+
+def test_a_step_that_has_no_memory_is_refused_in_one_line(decoder: Decoder) -> None:
+    runner = CapturedDecoder(decoder)
+    cache, document = _cache(decoder.config, runner), _Document([1, 2, 3], [0])
+    _step(runner, cache, [(document, 2)], Want())
+    (step,) = runner._steps.values()
+    with pytest.raises(MachineError, match=r"needs \d+\.\d GB of memory: show fewer at once"):
+        runner._room(step, {"tokens": 1 << 44, "logits": 1, "documents": 1})
+    _step(runner, cache, [(document, 1)], Want())
+
+
 @torch.inference_mode()
 def test_threads_take_turns(decoder: Decoder) -> None:
     runner = runner_of(decoder)
@@ -188,6 +216,38 @@ def test_only_the_wanted_rows_go_through_the_head(decoder: Decoder, monkeypatch:
     after = _step(runner, cache, [(document, 14)], Want(logits="last"))
     assert torch.equal(before.logits_NV, after.logits_NV)
     assert (logits_NV[1:] == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("names slots outside the cache's, 0 to 383", {"slots_T": torch.tensor([0, 1, 384])}),
+        ("names slots outside", {"slots_T": torch.tensor([0, -1, 2])}),
+        ("names pages outside the cache's, 0 to 11", {"pages": (torch.tensor([12]),)}),
+        ("a document of 33 tokens is placed in 1 pages of 32", {"lengths": (33,)}),
+        ("slots_T is int32, it must be int64", {"slots_T": torch.tensor([0, 1, 2], dtype=torch.int32)}),
+        ("pages is int16, it must be int64", {"pages": (torch.tensor([0], dtype=torch.int16),)}),
+    ],
+)
+def test_placements_outside_the_cache_are_refused(decoder: Decoder, words: str, change: dict[str, Any]) -> None:
+    """Native code would read and write there."""
+    runner, good = runner_of(decoder), Placement(torch.arange(3), (torch.tensor([0]),), (3,))
+
+    def step(place: Placement) -> None:
+        batch = Batch((0, 3), torch.arange(3), tokens_T=torch.tensor([1, 2, 3]), placement=place)
+        runner(batch, _cache(decoder.config, runner), Want())
+
+    step(good)
+    with pytest.raises(RequestError, match=words):
+        step(replace(good, **change))
+
+
+def test_ids_of_another_type_are_refused() -> None:
+    """Native code would read twice as far."""
+    with pytest.raises(RequestError, match="tokens_T is int32, it must be int64"):
+        Batch((0, 2), torch.arange(2), tokens_T=torch.tensor([1, 2], dtype=torch.int32))
+    with pytest.raises(RequestError, match="logits is int32, it must be int64"):
+        Want(logits=torch.tensor([0], dtype=torch.int32))
 
 
 @pytest.mark.parametrize("position", [-1, 3])

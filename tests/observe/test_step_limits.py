@@ -88,7 +88,7 @@ def test_the_cache_has_the_size_of_the_sequences(tmp_path: Path) -> None:
     decoder, _ = loaded(tmp_path / "model", TINY, "int4-g32")
     keys, _ = Sequences(decoder, 3, 33).cache.pools(0)
     assert keys.shape[0] == 3
-    assert keys.numel() == 3 * TINY.num_kv_heads * 48 * TINY.head_dim  # whole groups of 16 tokens
+    assert keys.numel() == 3 * TINY.num_kv_heads * 64 * TINY.head_dim  # whole groups of 32 tokens
 
 
 def test_sequences_are_shown_like_documents_without_a_cache(tmp_path: Path) -> None:

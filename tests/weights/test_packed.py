@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from tenth.errors import FileFormatError, MachineError, TensorError, TenthError, TokenizerError, WeightsError
 from tenth.kernels.packed import PackedExpert, PackedFormat, PackedWeight
 from tenth.model.batch import Batch
-from tenth.model.config import ModelConfig
+from tenth.model.config import ModelConfig, MoeConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
-from tenth.weights.packed_index import file_of, is_padding, parts_of
+from tenth.weights.packed_index import PAGE, file_of, is_padding, parts_of
 from tenth.weights.packed_writer import PackedWriter, new_packed
 from tenth.weights.save import save_model
 from tenth.weights.synthetic import write_synthetic
@@ -136,12 +136,14 @@ def test_files_are_safetensors_with_everything_in_place(config: ModelConfig, tmp
             assert files.data(name).data_ptr() % (4096 if part.matrices == 3 else 64) == 0
 
 
-def test_large_matrices_begin_on_a_page(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "model", replace(SMALL, vocab_size=4000), INT4)
+def test_large_tensors_begin_on_a_page(tmp_path: Path) -> None:
+    """Matrices, and floats as well: router rows of 65,536 bytes."""
+    write_synthetic(tmp_path / "model", replace(SMALL, vocab_size=4000, moe=MoeConfig(256, 1, 16)), INT4)
     with open_checkpoint(tmp_path / "model") as checkpoint:
-        info = checkpoint.source.tensors["head.weight"]
-        assert info.nbytes >= 1 << 16
-        assert info.offset % 4096 == 0
+        for name in ("head.weight", "layers.1.mlp.router.weight"):
+            info = checkpoint.source.tensors[name]
+            assert info.nbytes >= 1 << 16
+            assert info.offset % 4096 == 0
 
 
 # two processes, one after the other and the first still there: every page of the map is shared, none is a copy
@@ -224,6 +226,36 @@ def _set(name: str, **values: Any) -> Any:
 def test_an_index_that_is_wrong_is_refused(folder: Path, change: Any, error: type[TenthError], words: str) -> None:
     change_index(folder, change)
     with pytest.raises(error, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("once", "twice"),
+    [
+        ('"version": 1', '"version": 2, "version": 1'),
+        ('"norm.weight": {', '"norm.weight": {}, "norm.weight": {'),
+        ('"hash": ', '"hash": "", "hash": '),
+    ],
+)
+def test_keys_that_appear_twice_are_refused(folder: Path, once: str, twice: str) -> None:
+    """Of two equal keys JSON's reader would take the last, which is the right one here."""
+    path = folder / "packed.json"
+    text = path.read_text()
+    assert once in text
+    path.write_text(text.replace(once, twice, 1))
+    key = once.split('"')[1]
+    with pytest.raises(FileFormatError, match=rf"packed\.json: key '{key}' appears twice in one JSON object"):
+        open_checkpoint(folder)
+
+
+def test_an_index_that_is_too_large_is_refused(folder: Path) -> None:
+    path, most = folder / "packed.json", 16 << 20
+    path.write_text(path.read_text().ljust(most))
+    open_checkpoint(folder).source.close()
+    with path.open("a") as file:
+        file.write(" ")
+    words = rf"packed\.json: {most + 1} bytes, {most} are the limit for an index"
+    with pytest.raises(FileFormatError, match=words):
         open_checkpoint(folder)
 
 
@@ -334,6 +366,21 @@ def test_every_changed_byte_is_noticed(written: Path, tmp_path: Path, data: st.D
             assert len(_damaged(copy)) == 1
     finally:
         (copy / name).write_bytes(good)
+
+
+def test_padding_of_a_page_or_more_is_refused(folder: Path) -> None:
+    """A check reads it whole: it could have any size, and none of it on the disk."""
+    path = folder / "outside.safetensors"
+
+    def change(raw: dict[str, Any]) -> None:
+        end = max(entry["data_offsets"][1] for entry in raw.values())
+        raw["padding.99"] = {"dtype": "U8", "shape": [PAGE], "data_offsets": [end, end + PAGE]}
+
+    change_header(folder, path.name, change)
+    with path.open("ab") as file:
+        file.write(bytes(PAGE))
+    with pytest.raises(TensorError, match=r"padding of 4096 bytes, less than 4096 is ever needed"):
+        open_checkpoint(folder)
 
 
 STRANGE: list[Any] = [None, True, 0, -1, 1 << 70, 0.5, "", "x", [], {}, [[]], [1, 2], "0" * 32, ["bf16"], ["fp32"] * 3]

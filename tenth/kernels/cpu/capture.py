@@ -7,7 +7,7 @@ it out for as many rows as a step may have: memory whose last reader has run is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from tenth.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +47,9 @@ class _Buffer:
     last: int
     where: int = 0
 
-    @property
-    def row_bytes(self) -> int:
-        return self.tensor.nbytes // STAND_IN_ROWS
+    def nbytes(self, capacity: Mapping[Kind, int]) -> int:
+        size = self.tensor.nbytes // STAND_IN_ROWS * capacity[self.kind]
+        return -(-size // _LINE) * _LINE
 
 
 @dataclass(slots=True)
@@ -86,14 +88,14 @@ class Capture:
         except KeyError:
             raise AssertionError("an operation outside the kernels made this tensor: a plan cannot repeat it") from None
 
-    def lay_out(self, capacity: int) -> tuple[Tensor, Address]:
-        """Memory for `capacity` rows of every kind, and where each tensor's first row is in it."""
+    def lay_out(self, capacity: Mapping[Kind, int]) -> tuple[Tensor, Address]:
+        """Memory for so many rows of each kind, and where each tensor's first row is in it. MachineError: none left."""
         taken: list[_Buffer] = []
         total = 0
-        for buffer in sorted(self._buffers.values(), key=lambda b: -b.row_bytes):
-            size = _lines(buffer.row_bytes * capacity)
+        for buffer in sorted(self._buffers.values(), key=lambda b: -b.nbytes(capacity)):
+            size = buffer.nbytes(capacity)
             near = sorted(
-                (o.where, o.where + _lines(o.row_bytes * capacity))
+                (o.where, o.where + o.nbytes(capacity))
                 for o in taken
                 if o.first <= buffer.last and buffer.first <= o.last
             )
@@ -104,7 +106,11 @@ class Capture:
                 buffer.where = max(buffer.where, end)
             taken.append(buffer)
             total = max(total, buffer.where + size)
-        arena = torch.empty(total + _LINE, dtype=torch.uint8)  # not zeroed: rows that no step uses take no memory
+        try:
+            arena = torch.empty(total + _LINE, dtype=torch.uint8)  # not zeroed: rows that no step uses take no memory
+        except RuntimeError:  # what torch raises where memory cannot be had
+            rows = ", ".join(f"{capacity[kind]} {kind}" for kind in KINDS)
+            raise MachineError(f"a step of {rows} needs {total / 1e9:.1f} GB of memory: show fewer at once") from None
         base = -(-arena.data_ptr() // _LINE) * _LINE
 
         def address(tensor: Tensor) -> int:
@@ -112,10 +118,6 @@ class Capture:
             return base + buffer.where + tensor.data_ptr() - buffer.tensor.data_ptr()
 
         return arena, address
-
-
-def _lines(size: int) -> int:
-    return -(-size // _LINE) * _LINE
 
 
 _open: ContextVar[Capture | None] = ContextVar("_open", default=None)
@@ -138,9 +140,9 @@ def capturing() -> Iterator[Capture]:
 
 
 class CapturedPlan:
-    """A capture laid out for up to `capacity` rows, ready to run."""
+    """A capture laid out for up to `capacity` rows of each kind, ready to run."""
 
-    def __init__(self, capture: Capture, machine: _native.Machine, capacity: int) -> None:
+    def __init__(self, capture: Capture, machine: _native.Machine, capacity: Mapping[Kind, int]) -> None:
         from tenth.kernels.cpu import _native
 
         self.capacity = capacity
@@ -151,10 +153,11 @@ class CapturedPlan:
             emit(self._plan, self._address)
 
     def view(self, stand_in: Tensor) -> Tensor:
-        """The tensor that a stand-in stands for, with `capacity` rows."""
-        shape = (self.capacity, *stand_in.shape[1:])
+        """The tensor that a stand-in stands for, with as many rows as there is room for."""
+        rows = self.capacity[self._capture.kind_of(stand_in)]
+        shape = (rows, *stand_in.shape[1:])
         start = self._address(stand_in) - self._arena.data_ptr()
-        size = stand_in.nbytes // STAND_IN_ROWS * self.capacity
+        size = stand_in.nbytes // STAND_IN_ROWS * rows
         return self._arena[start : start + size].view(stand_in.dtype).view(shape)
 
     def run(self, tokens: int, logits: int, documents: int) -> None:

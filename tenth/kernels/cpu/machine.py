@@ -30,19 +30,31 @@ def instruction_sets() -> list[str]:
     return list(_native.instruction_sets())
 
 
-@cache
 def machine(threads: int | None = None, instruction_set: str | None = None) -> _native.Machine:
     """The team of threads for these settings; the same settings share one. MachineError where they cannot be had."""
-    import tenth.kernels.cpu._native as _native
-
     known = instruction_sets()
     chosen = known[0] if instruction_set is None else instruction_set
     if chosen not in known:
         raise MachineError(f"instruction set {chosen!r} is not one this machine runs; it runs {', '.join(known)}")
     cpus = usable_cpus()
+    return _team(chosen, tuple(cpus), usable_threads(threads, cpus))
+
+
+@cache
+def _team(instruction_set: str, cpus: tuple[int, ...], threads: int) -> _native.Machine:
+    import tenth.kernels.cpu._native as _native
+
+    # a part of the cores is not a certain part: another process may have chosen as many of them
+    pinned = threads >= default_threads(list(cpus))
+    return _native.Machine(instruction_set, [cpu if pinned else -1 for cpu in cpus[:threads]])
+
+
+def usable_threads(threads: int | None = None, cpus: list[int] | None = None) -> int:
+    """So many threads, or as many as pay; MachineError where this process may not use them."""
+    cpus = usable_cpus() if cpus is None else cpus
     if threads is not None and not 1 <= threads <= len(cpus):
         raise MachineError(f"{threads} threads are not to be had: this process may use 1 to {len(cpus)}")
-    return _native.Machine(chosen, cpus[: threads or default_threads(cpus)])
+    return threads or default_threads(cpus)
 
 
 def usable_cpus() -> list[int]:
@@ -57,7 +69,7 @@ def usable_cpus() -> list[int]:
 def default_threads(cpus: list[int]) -> int:
     """A thread for each physical core, and no more than the container's quota of processor time allows."""
     physical = sum(cpu == min(_siblings(cpu) & set(cpus)) for cpu in cpus)
-    return max(1, int(min(physical, _quota(Path("/sys/fs/cgroup")))))
+    return max(1, int(min(physical, quota())))
 
 
 def _siblings(cpu: int) -> set[int]:
@@ -74,10 +86,34 @@ def _cpu_list(text: str) -> Iterable[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def _quota(group: Path) -> float:
-    """Cores' worth of time that cgroup v2 grants; infinity where there is no limit."""
+def quota(root: Path = Path("/")) -> float:
+    """Cores' worth of time that the control groups of this process grant it; infinity where there is no limit."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    least = math.inf
+    for line in lines:  # hierarchy:controllers:/path, in version 2 without controllers
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        group = mount / path.lstrip("/")
+        for place in (group, *group.parents):  # a container sees its own group at the root
+            least = min(least, _quota_of(place))
+            if place == mount:
+                break
+    return least
+
+
+def _quota_of(group: Path) -> float:
     try:
         limit, period = (group / "cpu.max").read_text().split()
         return math.inf if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:  # version 1
+        limit, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(limit) / int(period) if int(limit) > 0 else math.inf
     except (OSError, ValueError):
         return math.inf

@@ -178,7 +178,8 @@ class CpuKernels:
     def kv_layout(self, heads: int, size: int) -> KVLayout:
         """bfloat16; keys as chunks of 16 tokens by 2 channels, values as chunks of 16 channels by 2 tokens."""
         assert size % 16 == 0, "checked when the kernels are chosen"
-        return KVLayout((heads, 16, size // 2, 16, 2), (heads, 2, size, 2), torch.bfloat16)
+        # 32: what a tile of AMX takes; the same everywhere, so that a page's size never changes the arithmetic
+        return KVLayout((heads, 16, size // 2, 16, 2), (heads, 2, size, 2), torch.bfloat16, unit=32)
 
     def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
         """Write the step's keys and values to their slots."""

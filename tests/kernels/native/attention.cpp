@@ -42,7 +42,7 @@ Shape random_shape(Random& random, bool deep) {
   s.size = random.one_of({16, 32, 48, 64, 80, 96, 128, 256});
   s.kv_heads = random.integer(1, 2);
   s.group = random.one_of({1, 2, 3, 4, 5, 6, 7, 8, 16});
-  s.page_size = random.one_of({16, 32, 48, 64, 112, 256});
+  s.page_size = random.one_of({32, 64, 96, 160, 256});
   if (deep) {
     s.lengths = {random.integer(1025, random.one_of({1200, 5000})), random.integer(1, 90)};
     s.skip = s.lengths[0] - random.integer(1, 60);

@@ -18,14 +18,16 @@ class Ahead {
   static constexpr int kPlaces = 4;  // a line of each is asked for at once
 
   Ahead() = default;
-  Ahead(const uint8_t* data, int64_t bytes) : at_(data), apart_(bytes / kPlaces), end_(data + apart_) {}
+  Ahead(const uint8_t* data, int64_t bytes) : at_(data), apart_(bytes / (kPlaces * 64) * 64), end_(data + apart_) {}
 
-  template <int times>
+  // so many lines, or a few more
+  template <int lines>
   inline __attribute__((always_inline)) void ask() {
-    if (end_ - at_ < times * 64) return;
+    constexpr int kTimes = (lines + kPlaces - 1) / kPlaces;
+    if (end_ - at_ < kTimes * 64) return;
 #pragma GCC unroll 16
-    for (int i = 0; i < times; ++i) lines(at_ + i * 64);
-    at_ += times * 64;
+    for (int i = 0; i < kTimes; ++i) ask_places(at_ + i * 64);
+    at_ += kTimes * 64;
   }
 
   // so many lines evenly over so many units of work
@@ -35,12 +37,12 @@ class Ahead {
     const int times = due_ >> 8;
     due_ &= 255;
     if (end_ - at_ < times * 64) return;
-    for (int i = 0; i < times; ++i) lines(at_ + i * 64);
+    for (int i = 0; i < times; ++i) ask_places(at_ + i * 64);
     at_ += times * 64;
   }
 
  private:
-  inline __attribute__((always_inline)) void lines(const uint8_t* p) const {
+  inline __attribute__((always_inline)) void ask_places(const uint8_t* p) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kPlaces; ++i) prefetch_far(p + i * apart_);
   }

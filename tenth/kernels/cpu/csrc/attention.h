@@ -4,7 +4,8 @@
 // softmax goes with them. Every 1024 keys it begins anew, and the parts are merged in order: that lets several threads
 // share one long document. A row is one query head of one token, and its arithmetic is its own: scores are summed over
 // channels in order, outputs over keys in order and never beyond the row's own token. So its bits depend neither on
-// the rows computed beside it nor on how the prompt was cut. All of it is float32; only the cache is rounded.
+// the rows computed beside it nor on how the prompt was cut. It is float32 but for the cache, and but for queries and
+// weights where `halves` says so.
 #pragma once
 
 #include <algorithm>

@@ -16,10 +16,8 @@ constexpr int kTileRows = 16, kTileKeys = 32;    // rows, and keys or channels, 
 constexpr int kTileFloats = kTileRows * kLanes;  // the size of every tile: 1 KB
 constexpr int kMostSize = 256;                   // of a head
 
-// sizes and pages that fill tiles
-inline bool fits_tiles(const KvView& kv) {
-  return kv.head_size % kTileKeys == 0 && kv.head_size <= kMostSize && kv.page_size % kTileKeys == 0;
-}
+// heads that fill tiles; pages always do
+inline bool fits_tiles(const KvView& kv) { return kv.head_size % kTileKeys == 0 && kv.head_size <= kMostSize; }
 
 // asks for the 16 lines of a tile
 inline void prefetch_tile(const uint16_t* p, size_t stride) {

@@ -32,6 +32,7 @@ using Heads = std::tuple<int, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t>
 
 KvView view_of(const Kv& kv) {
   const auto& [keys, values, page_size, heads, size, stride] = kv;
+  if (page_size % 32) throw std::invalid_argument("pages of keys and values hold a multiple of 32 tokens");
   return {at<uint16_t>(keys), at<uint16_t>(values), page_size, heads, size, stride};
 }
 

@@ -190,7 +190,7 @@ class ExpertStep {
         const Work::Group& group = work_.groups[g];
         const Ahead ahead = g + 1 < groups_ ? ahead_of(part(g + 1).down, unit) : ahead_of(part(0).down, unit + team_.size);
         multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_, ahead,
-                 [&](int, int t, F value) { values[work_.assignment[group.first]][t] = value; });
+                 [&](int i, int t, F value) { values[work_.assignment[group.first + i]][t] = value; });
       }
       for (int t = 0; t < count; ++t) {
         F y = zero();

@@ -66,7 +66,8 @@ inline int shape_for(Form form, int tokens, bool unpacked) {
 }
 
 // appends the cuts of `tokens` tokens, the widest first; returns where memory behind their blocks begins
-inline size_t cut(std::vector<Cut>& cuts, Form form, int padded, int tokens, size_t offset, int first = 0) {
+inline size_t cut(std::vector<Cut>& cuts, Form form, int padded, int tokens, size_t offset) {
+  int first = 0;
   for (bool unpacked = false; tokens > 0; unpacked = true) {
     const int shape = shape_for(form, tokens, unpacked), width = shape_at(form, shape).width, count = std::min(tokens, width);
     cuts.push_back({first, count, shape, offset});

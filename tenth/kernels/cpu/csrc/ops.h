@@ -46,7 +46,7 @@ struct GatherArgs {  // the named rows of a matrix, or of a float table where `w
   int64_t y_stride;
 };
 
-// One layer's keys and values of many tokens, as bfloat16 in pages of N tokens, N a multiple of 16. Within a page, for
+// One layer's keys and values of many tokens, as bfloat16 in pages of N tokens, N a multiple of 32. Within a page, for
 // G heads of size C (a multiple of 16), in chunks of 64 bytes:
 //   keys   [G][N/16][C/2][16][2]: 16 tokens side by side, two channels each
 //   values [G][N/2][C][2]: 16 channels side by side, two tokens each

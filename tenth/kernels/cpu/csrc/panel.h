@@ -95,7 +95,7 @@ void integer_panel(PanelArgs& a, float* out) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   for (int s = 0; s < a.steps; ++s) {
-    ahead.ask<(T * (kBits + 1) + 3) / 4>();  // about what a step has
+    ahead.ask<T * (kBits + 1)>();  // about what a step has
     const int8_t* q = x.q + (size_t)s * kStep * M;
     const size_t offset = (size_t)s * 2 * kHalfBytes, group = (size_t)(s >> a.group_shift) * kLanes;
     const float* scale = x.scale + (size_t)s * M;
@@ -159,7 +159,7 @@ void float_panel(PanelArgs& a, float* out) {
     for (int m = 0; m < M; ++m) y[t][m] = zero();
   constexpr int kColumns = kind == kBf16 ? 2 : 1;
   for (int c = 0; c < a.padded / kColumns; ++c) {
-    ahead.ask<(T + 3) / 4>();
+    ahead.ask<T>();
 #pragma GCC unroll 2
     for (int half = 0; half < kColumns; ++half) {
       F w[T];

@@ -163,12 +163,13 @@ void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n,
       }
 #else
       for (int t = 0; t < count;) {
-        ahead.work(kWideWork);
         if (count - t >= 2 && kSuperTiles[cuts[i].shape] == 2) {
           wide_block<2>(width, at + t, rows + t, d + t, q, scale, columns, to + t * tile_stride, tile_stride);
+          ahead.work(2 * kWideWork);
           t += 2;
         } else {
           wide_block<1>(width, at + t, rows + t, d + t, q, scale, columns, to + t * tile_stride, tile_stride);
+          ahead.work(kWideWork);
           ++t;
         }
       }
@@ -184,8 +185,8 @@ void multiply_wide(const Matrix& w, int tile, int count, const Cut* cuts, int n,
   }
 }
 
-// `count` tiles from `tile` on, times the blocks of `n` cuts (of one list, the widest first). `write` is told the token,
-// counted from the tile `tile`'s tile, and its 16 values. `memory`: product_bytes of w and all tokens.
+// `count` tiles from `tile` on, times the blocks of `n` cuts (of one list, the widest first). `write` is told a
+// token, a tile (counted from `tile`) and their 16 values. `memory`: product_bytes of w and all tokens.
 template <class Write>
 void multiply(const Matrix& w, int tile, int count, const Cut* cuts, int n, const uint8_t* blocks, uint8_t* memory,
               Ahead ahead, const Write& write) {

@@ -125,7 +125,7 @@ void super_panel(SuperPanelArgs& a, float* out) {
     for (int t = 0; t < T; ++t)
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) sum[t][m] = zero();
-    ahead.ask<(T * 3 + 3) / 4>();  // and three of a superblock's scales and steps
+    ahead.ask<T * 3>();  // and three of a superblock's scales and steps
     for (int c = s * kSuper; c < end; c += 32) {
       I step[T][2];
 #pragma GCC unroll 4
@@ -133,7 +133,7 @@ void super_panel(SuperPanelArgs& a, float* out) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int at = c + half * 16;
-        ahead.ask<(T * 2 + 3) / 4>();  // a tile has two lines of 16 columns
+        ahead.ask<T * 2>();  // a tile has two lines of 16 columns
         const int8_t* q = x.q + (size_t)at * M;
         I acc[T][M];
 #pragma GCC unroll 4

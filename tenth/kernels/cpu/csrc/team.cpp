@@ -1,6 +1,9 @@
 #include "team.h"
 
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <new>
 
 #if defined(__linux__)
@@ -14,10 +17,10 @@
 namespace tenth {
 namespace {
 
-// how often a waiting thread looks before it sleeps: some tens of microseconds, the length of a small operation.
-// A step is a chain of those; sleeping between two costs more than the wait, spinning for longer takes the core from
-// others.
-constexpr int kLooks = 4000;
+// how long a waiting thread looks before it sleeps: the length of a small operation. A step is a chain of those;
+// sleeping between two costs more than the wait, spinning for longer takes the core from others.
+constexpr auto kLook = std::chrono::microseconds(100);
+constexpr int kLooks = 32;  // between two looks at the clock
 
 void pause() {
 #if defined(__x86_64__)
@@ -29,15 +32,29 @@ void pause() {
 
 template <class T>
 void wait_while(const std::atomic<T>& value, T old) {
-  for (int i = 0; i < kLooks; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    pause();
-  }
+  const auto end = std::chrono::steady_clock::now() + kLook;
+  do {
+    for (int i = 0; i < kLooks; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+// An operation whose memory cannot be had leaves its team in the middle of a loop: nobody could go on.
+void run_or_end(const std::function<void(Team&)>& work, Team& team) {
+  try {
+    work(team);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "tenth: a native operation cannot go on: %s\n", error.what());
+    std::abort();
+  }
 }
 
 void pin(int cpu) {
 #if defined(__linux__)
+  if (cpu < 0) return;
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(cpu, &set);
@@ -118,7 +135,7 @@ void Pool::worker(int id) {
     ++seen;
     if (stop_) return;
     Team team(*this, id, size_);
-    (*work_)(team);
+    run_or_end(*work_, team);
     team.barrier();
   }
 }
@@ -130,7 +147,7 @@ void Pool::run(const std::function<void(Team&)>& work) {
   start_.fetch_add(1, std::memory_order_release);
   start_.notify_all();
   Team team(*this, 0, size_);
-  work(team);
+  run_or_end(work, team);
   team.barrier();
   busy_.clear(std::memory_order_release);
   busy_.notify_one();

@@ -52,7 +52,7 @@ class Team {
 
 class Pool {
  public:
-  explicit Pool(std::vector<int> cpus);  // one thread for each (the caller is the first); empty: one, unpinned
+  explicit Pool(std::vector<int> cpus);  // one thread for each (the caller is the first), pinned unless negative; empty: one
   ~Pool();
   int size() const { return size_; }
   // every thread calls work(team); returns when all have. Calls from several threads queue up.
