@@ -7,7 +7,8 @@ median over rounds. A round is slow below 55 GB/s of the probe and fast above 65
 The peers are one folder: `llama/bin` and `ik/bin` with llama-bench and llama-batched-bench, the probe, and two GGUF
 files of the shape. The packed model is `tenth synth qwen3-30b-a3b OUT --layers 12`.
 
-usage: python bench/cpu_vs_peers.py MODEL [--rows decode,depth,prefill,batch] [--rounds 5] [--out FILE] [--json FILE]
+usage: python bench/cpu_vs_peers.py MODEL [--rows decode,depth,prefill,batch] [--against ik_llama.cpp,llama.cpp]
+       [--rounds 5] [--out FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -59,15 +60,18 @@ class Taken:
     figure: Figure
 
 
-def said_by(command: Iterable[str | Path]) -> str:
-    """A program's standard output; ends this one where it fails. It runs where its logs are in nobody's way."""
+def said_by(command: Iterable[str | Path], errors: bool = False) -> str:
+    """A program's standard output, and standard error where asked; ends this one where it fails.
+
+    It runs where its logs are in nobody's way.
+    """
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         last = (done.stderr.strip() or "nothing on standard error").splitlines()[-1]
         sys.exit(f"{' '.join(words)}: ended with {done.returncode}: {last}")
-    return done.stdout
+    return done.stdout + done.stderr if errors else done.stdout
 
 
 def deep(depth: int) -> str:
@@ -178,7 +182,7 @@ class Peer:
         command: list[str | Path] = [self._bin / "llama-batched-bench", "-m", self.model("batch")]
         command += ["-t", str(self._options.threads), "-c", str(room), "-b", "2048", "-ub", "512", "-fa", "off"]
         command += ["-npp", str(BATCH_PROMPT), "-ntg", str(DEEP_STEPS), "-npl", ",".join(map(str, BATCHES))]
-        return batched(said_by([*command, *(["-rtr"] if self._ik else [])]))
+        return batched(said_by([*command, *(["-rtr"] if self._ik else [])], errors=True))  # ik writes its table there
 
 
 def batched(printed: str) -> dict[str, Figure]:
@@ -201,7 +205,7 @@ def take(options: argparse.Namespace, engines: dict[str, Tenth | Peer]) -> list[
     taken = []
     for row in options.rows:
         for number in range(options.rounds):
-            order = ENGINES if number % 2 == 0 else ENGINES[::-1]
+            order = list(engines) if number % 2 == 0 else list(engines)[::-1]
             before = probed(options.probe)
             for name in order:
                 figures = complete(name, row, engines[name].measure(row))
@@ -231,6 +235,7 @@ def summarise(taken: list[Taken], bits: Callable[[str, str], float]) -> list[dic
 
 def _line(what: str, phase: str, taken: list[Taken], bits: Callable[[str, str], float]) -> dict[str, Any]:
     by = {e: {t.round: t for t in taken if t.engine == e} for e in ENGINES}
+    by = {engine: rounds for engine, rounds in by.items() if rounds}
     line: dict[str, Any] = {"what": what, "phase": phase, "rounds": len(by["tenth"])}
     line["probe_gb_s"] = statistics.median(t.probe_gb_s for t in taken)
     ours = by["tenth"]
@@ -252,10 +257,11 @@ def _line(what: str, phase: str, taken: list[Taken], bits: Callable[[str, str], 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The summary as markdown."""
-    head = ["what", "rounds", "probe GB/s", *ENGINES, *(f"x {peer}" for peer in PEERS), "of its own limit"]
+    engines = [engine for engine in ENGINES if engine in lines[0]]
+    head = ["what", "rounds", "probe GB/s", *engines, *(f"x {peer}" for peer in engines[1:]), "of its own limit"]
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        entries = [line[engine] for engine in ENGINES]
+        entries = [line[engine] for engine in engines]
         cells = [_speed(entry) for entry in entries] + [f"{entry['ratio']:.2f}" for entry in entries[1:]]
         limit = "" if line["of_own_limit"] is None else f"{line['of_own_limit']:.0%}"
         what = line["what"] if line["phase"] == "all" else f"{line['what']}, {line['phase']} phase"
@@ -272,6 +278,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the packed model")
     parser.add_argument("--rows", default=",".join(ROWS), help="which of decode,depth,prefill,batch")
+    parser.add_argument("--against", default=",".join(PEERS), help="which of ik_llama.cpp,llama.cpp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=1, help="repetitions of each program within a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -287,6 +294,9 @@ def parsed() -> argparse.Namespace:
     options.rows = options.rows.split(",")
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no row is named {', '.join(sorted(unknown))}: there are {', '.join(ROWS)}")
+    options.against = options.against.split(",")
+    if unknown := set(options.against) - set(PEERS):
+        parser.error(f"no peer is named {', '.join(sorted(unknown))}: there are {', '.join(PEERS)}")
     if min(options.rounds, options.repeat, options.threads) < 1:
         parser.error("rounds, repeat and threads must be at least 1")
     for name in ("model", *PLACES):
@@ -300,7 +310,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the table, write what was asked for."""
     options = parsed()
-    tenth, peers = Tenth(options), {name: Peer(options, name) for name in PEERS}
+    tenth, peers = Tenth(options), {name: Peer(options, name) for name in PEERS if name in options.against}
     taken = take(options, {"tenth": tenth, **peers})
 
     def bits(engine: str, what: str) -> float:

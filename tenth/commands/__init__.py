@@ -76,6 +76,8 @@ def _options(
 def main() -> None:
     """Entry point: an error is one line and exit code 2, an interrupt is 130, a reader that left early 1."""
     signal.signal(signal.SIGTERM, _leave)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
+        signal.signal(signal.SIGHUP, _leave)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
@@ -87,7 +89,7 @@ def main() -> None:
 
 
 def _leave(number: int, _: object) -> None:
-    """A polite kill unwinds like an error: half-written folders are removed on the way out."""
+    """A polite kill, or a terminal that was closed, unwinds like an error: half-written folders are removed on the way out."""
     raise SystemExit(128 + number)
 
 

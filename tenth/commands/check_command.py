@@ -29,6 +29,6 @@ def command(model: o.ModelName) -> None:
         count, hurt = len(files.index.tensors), sum(not is_padding(info.name) for info in damaged)
         if damaged:
             between = f" and {len(damaged) - hurt} of the paddings between them" if hurt < len(damaged) else ""
-            print(f"{files.path}: {hurt} of {count} tensors{between} are damaged; write or fetch the model again")
+            print(f"{files.path}: damaged: {hurt} of {count} tensors{between}; write or fetch the model again")
             raise typer.Exit(2)
         print(f"{files.path}: {count} tensors, {files.index.nbytes / 1e9:.2f} GB, all as written")

@@ -35,7 +35,7 @@ def command(
         raise RequestError("--bits and --format say the same; give one of them")
     if bits is not None and bits not in _FORMATS:
         raise RequestError(f"bits is {bits}, it must be one of {', '.join(map(str, _FORMATS))}")
-    form = PackedFormat.parse(format or _FORMATS[bits or 4])
+    form = PackedFormat.parse(_FORMATS[bits or 4] if format is None else format)
     config = preset_config(preset)
     if layers is not None:
         config = with_layers(config, layers)

@@ -51,4 +51,6 @@ def choose_kernels(
 def describe(kernels: Kernels) -> str:
     """`reference`, or `cpu (avx512, 2 threads)`."""
     team = getattr(kernels, "machine", None)
-    return kernels.name if team is None else f"{kernels.name} ({team.set}, {team.threads} threads)"
+    if team is None:
+        return kernels.name
+    return f"{kernels.name} ({team.set}, {team.threads} thread{'s' if team.threads > 1 else ''})"

@@ -25,7 +25,7 @@ class Sequences:
         self._runner = runner_of(decoder)  # its own: what it captures goes when the cache goes
         try:
             self.cache = KVCache(decoder.config, count, length, decoder.dtype, decoder.device, decoder.kernels)
-        except RuntimeError:  # what torch raises where memory cannot be had
+        except (RuntimeError, TypeError):  # what torch raises where memory cannot be had, or not even be counted
             raise MachineError(f"there is no memory for the cache of {count} sequences of {length} tokens") from None
         # numpy: a step between steps takes a fraction of torch's time to set up
         self._starts_B1 = np.arange(count)[:, None] * self.cache.page_size

@@ -79,7 +79,11 @@ def check_disk(folder: Path, nbytes: int) -> None:
     nearest = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(nearest).free
     if nbytes > free:
-        raise MachineError(f"{folder}: needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+        raise MachineError(f"{folder}: needs {_size(nbytes)}, the disk has {_size(free)} free")
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes} bytes"
 
 
 class PackedWriter:

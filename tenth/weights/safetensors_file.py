@@ -96,7 +96,7 @@ class SafetensorsFiles:
         elif index.exists():
             self._open_shards(index)
         else:
-            raise WeightsError(f"{self.path}: no weights here; {SINGLE_NAME} or {INDEX_NAME} would be read")
+            raise WeightsError(f"{self.path}: no weights here; {SINGLE_NAME}, {INDEX_NAME} or packed.json would be read")
 
     def _open_shards(self, index: Path) -> None:
         shard_of = _read_index(index)

@@ -153,6 +153,7 @@ def test_the_table(packed: Path) -> None:
         ("chunk is 0, it must be at least 1", ["--chunk", "0"]),
         ("do not fit the model's context of 512", ["--depth", "500"]),
         ("there is no memory for the cache of 900000000 sequences", ["--depth", "0", "--batch", "900000000"]),
+        ("there is no memory for the cache of 1000000000000000000000000 sequences", ["--batch", "1" + "0" * 24]),
         ("threads are not to be had", ["--threads", "5000"]),
         ("0 threads are not to be had: this process may use 1 to", ["--threads", "0", "--backend", "reference"]),
         ("backend is 'gpu', it must be one of", ["--backend", "gpu"]),
