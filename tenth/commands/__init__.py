@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _leave(number: int, _: object) -> None:
-    """A polite kill, or a terminal that was closed, unwinds like an error: half-written folders are removed on the way out."""
+    """A polite kill or a closed terminal unwinds like an error: half-written folders are removed on the way out."""
     raise SystemExit(128 + number)
 
 

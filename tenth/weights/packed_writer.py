@@ -83,7 +83,9 @@ def check_disk(folder: Path, nbytes: int) -> None:
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes} bytes"
+    if nbytes < 1e6:
+        return f"{nbytes} bytes"
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 class PackedWriter:

@@ -96,7 +96,8 @@ class SafetensorsFiles:
         elif index.exists():
             self._open_shards(index)
         else:
-            raise WeightsError(f"{self.path}: no weights here; {SINGLE_NAME}, {INDEX_NAME} or packed.json would be read")
+            names = f"{SINGLE_NAME}, {INDEX_NAME} or packed.json"
+            raise WeightsError(f"{self.path}: no weights here; {names} would be read")
 
     def _open_shards(self, index: Path) -> None:
         shard_of = _read_index(index)

@@ -240,7 +240,8 @@ def test_truncated_shard(tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
-    assert f"no weights here; {SINGLE_NAME}, {INDEX_NAME} or packed.json would be read" in refused(tmp_path, WeightsError)
+    words = f"no weights here; {SINGLE_NAME}, {INDEX_NAME} or packed.json would be read"
+    assert words in refused(tmp_path, WeightsError)
     assert "cannot be opened: No such file" in refused(tmp_path / "absent.safetensors", WeightsError)
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refused(tmp_path / "pipe", WeightsError)
