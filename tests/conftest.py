@@ -12,12 +12,12 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; commands they start inherit this
     os.environ["OMP_NUM_THREADS"] = "1"
+from tenth.weights.bundled import bundled_gguf
+
 # a job in the background ignores these, and what it starts would too: tests send them
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-from tenth.weights.bundled import bundled_gguf
 
 # `make test` draws the same examples every time: a commit passes or fails for good. `make test-slow` draws new ones.
 settings.register_profile("repeatable", derandomize=True)
