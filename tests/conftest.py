@@ -12,6 +12,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; commands they start inherit this
     os.environ["OMP_NUM_THREADS"] = "1"
+
 from tenth.weights.bundled import bundled_gguf
 
 # a job in the background ignores these, and what it starts would too: tests send them
