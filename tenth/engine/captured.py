@@ -41,7 +41,7 @@ def runner_of(decoder: Decoder) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a step is told: stand-ins, or the plan's memory."""
+    """What a step is told, as stand-ins; `_Step.inputs` is the plan's memory for them, in this order."""
 
     tokens_T: Tensor
     cos_TC: Tensor
@@ -65,7 +65,7 @@ class _Step:
     stand_ins: _Inputs
     output: Output
     plan: CapturedPlan | None = None
-    inputs: list[npt.NDArray[Any]] = field(default_factory=list)  # the plan's memory for them, in their order
+    inputs: list[npt.NDArray[Any]] = field(default_factory=list)  # the plan's memory for stand_ins.all()
     results: dict[int, npt.NDArray[Any]] = field(default_factory=dict)  # and for what each stand-in (its id) stands for
 
 

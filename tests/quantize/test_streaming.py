@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from tenth.errors import MachineError, TensorError, TenthError, WeightsError
 from tenth.kernels.packed import PackedExpertTable, PackedWeight
-from tenth.model.batch import Batch
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.model.experts import SparseMlp
@@ -28,31 +27,18 @@ from tenth.quantize.policy import Policy
 from tenth.quantize.streaming import Tally
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.generation import GenerationDefaults
-from tenth.weights.load import load_decoder
 from tenth.weights.names import huggingface_slots
 from tenth.weights.packed_index import parts_of
 from tests.api.tiny import write_tokenizer
+from tests.quantize.outputs import logits, read
 from tests.weights.models import ARCHITECTURES, raw_config, write_folder, write_gguf
 
-TOKENS = torch.tensor([5, 17, 250, 3, 99, 41, 7])
 PRECISE = Policy(8, embedding_bits=32, head_bits=32)
 
 
 def convert(source: Path, out: Path, policy: Policy | None = None, progress: Any = None) -> Tally:
     with open_checkpoint(source) as checkpoint:
         return quantize(checkpoint, out, policy, progress)
-
-
-def read(path: Path) -> Decoder:
-    with open_checkpoint(path) as checkpoint:
-        return load_decoder(checkpoint, dtype=torch.float32)
-
-
-@torch.inference_mode()
-def logits(path: Path) -> torch.Tensor:
-    out = read(path)(Batch.of([TOKENS])).logits_NV
-    assert out is not None
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,14 @@ from safetensors.torch import load_file, save_file
 from tenth.api import load
 from tenth.errors import RequestError, TensorError, TenthError, WeightsError
 from tenth.kernels.packed import PackedWeight
-from tenth.model.batch import Batch
-from tenth.model.decoder import Decoder
 from tenth.quantize.streaming import Tally
 from tenth.quantize.take_over import pack_checkpoint
 from tenth.weights import ggml
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.ggml_packed import PACKED_OF_KIND, pack_blocks
-from tenth.weights.load import load_decoder
 from tests.api.tiny import write_tokenizer
+from tests.quantize.outputs import logits, read
 from tests.weights.models import ARCHITECTURES, HALVES_OF_KIND, raw_config, write_folder, write_gguf
-
-TOKENS = torch.tensor([5, 17, 250, 3, 99, 41, 7])
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -47,18 +43,6 @@ def random_rows(kind: str, rows: int, blocks: int, seed: int) -> torch.Tensor:
 def convert(source: Path, out: Path, **options: Any) -> Tally:
     with open_checkpoint(source) as checkpoint:
         return pack_checkpoint(checkpoint, out, **options)
-
-
-def read(path: Path) -> Decoder:
-    with open_checkpoint(path) as checkpoint:
-        return load_decoder(checkpoint, dtype=torch.float32)
-
-
-@torch.inference_mode()
-def logits(path: Path) -> torch.Tensor:
-    out = read(path)(Batch.of([TOKENS])).logits_NV
-    assert out is not None
-    return out
 
 
 @pytest.mark.parametrize("kind", PACKED_OF_KIND)

@@ -108,12 +108,10 @@ def quota(root: Path = Path("/")) -> float:
 
 def _quota_of(group: Path) -> float:
     try:
-        limit, period = (group / "cpu.max").read_text().split()
-        return math.inf if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:  # version 1
-        limit, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(limit) / int(period) if int(limit) > 0 else math.inf
-    except (OSError, ValueError):
+        if (group / "cpu.max").exists():
+            limit, period = (group / "cpu.max").read_text().split()
+        else:  # version 1
+            limit, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+    except (OSError, ValueError):  # this group has no limit, or the kernel does not say
         return math.inf

@@ -28,7 +28,7 @@ using ExpertBytes = std::tuple<Bytes, Bytes, Bytes>;    // gate, up, down
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // Reads what a step reads: in the order of its operations, in the pieces that their threads claim, with a barrier where
-// they have one. Nothing is computed, so no step is faster.
+// they have one. Nothing is computed. (A step asks for whole panels ahead, this only for lines: see ahead.h.)
 class Walk {
  public:
   explicit Walk(Machine& machine) : machine_(machine), panel_(machine.ops->limits.tiles) {}
