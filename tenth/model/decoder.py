@@ -5,6 +5,9 @@ T tokens, D model width, N positions with logits, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,22 @@ from tenth.model.experts import SparseMlp
 from tenth.model.linear import Linear, Mlp, RMSNorm
 from tenth.model.rope import Rope
 from tenth.routing.record import LayerRouting, Routing
+
+LayerResult = tuple[Tensor, LayerRouting | None]
+"""A layer's output (T, D), and the routing of a sparse one."""
+
+
+class RunLayer(Protocol):
+    """What stands around every layer of a forward pass: keeps its output, or computes it again in the backward pass."""
+
+    def __call__(
+        self,
+        index: int,
+        layer: Callable[[Tensor, LayerRouting | None], LayerResult],
+        x_TD: Tensor,
+        replay: LayerRouting | None,
+    ) -> LayerResult:
+        """Calls `layer(x_TD, replay)`, as often as it likes, and returns what it gave."""
 
 
 class Layer(nn.Module):
@@ -93,15 +112,21 @@ class Decoder(nn.Module):
         return self.norm.weight.device
 
     def forward(
-        self, batch: Batch, cache: KVCache | None = None, want: Want | None = None, routing: Routing | None = None
+        self,
+        batch: Batch,
+        cache: KVCache | None = None,
+        want: Want | None = None,
+        routing: Routing | None = None,
+        run: RunLayer | None = None,
     ) -> Output:
         """Run a batch; see `Want` for what comes back.
 
         With a cache, `batch.placement` says where its keys and values go. A given `routing` is replayed: its expert ids
-        are used, gates are recomputed from this model's router. RequestError where the pieces do not fit together.
+        are used, gates are recomputed from this model's router. `run` stands around every layer (see `RunLayer`).
+        RequestError where the pieces do not fit together.
         """
         self.check(batch, cache, routing, want)
-        return self.compute(batch, self.cos_sin(batch), cache, want or Want(), routing)
+        return self.compute(batch, self.cos_sin(batch), cache, want or Want(), routing, run)
 
     def compute(
         self,
@@ -110,6 +135,7 @@ class Decoder(nn.Module):
         cache: KVCache | None,
         want: Want,
         routing: Routing | None = None,
+        run: RunLayer | None = None,
     ) -> Output:
         """What `forward` does with a batch that was checked: nothing but a chain of the kernels' operations."""
         x_TD = batch.embeddings_TD if batch.tokens_T is None else self.kernels.embed(batch.tokens_T, self.embedding)
@@ -117,7 +143,12 @@ class Decoder(nn.Module):
         record: dict[int, LayerRouting] = {}
         for index, layer in enumerate(self.layers):
             replay = routing.layers[index] if routing is not None and self.config.is_sparse(index) else None
-            x_TD, decided = layer(x_TD, batch, cos_sin, cache, want, replay)
+
+            def forward(x_TD: Tensor, replay: LayerRouting | None, layer: nn.Module = layer) -> LayerResult:
+                decided: LayerResult = layer(x_TD, batch, cos_sin, cache, want, replay)
+                return decided
+
+            x_TD, decided = forward(x_TD, replay) if run is None else run(index, forward, x_TD, replay)
             if decided is not None and want.routing != "none":
                 record[index] = decided
         hidden_TD = self.norm(x_TD)
