@@ -1,1 +1,1 @@
-"""Corpora: text to learn from and to measure on."""
+"""Corpora: readers, token files, mixing, packing, and the loader that training takes its rows from."""

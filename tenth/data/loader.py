@@ -1,0 +1,140 @@
+"""The stream of packed rows a model learns from, and the finite one it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tenth.data.loader_state import check_state
+from tenth.data.mixture import Cursor, Mixture, Source, check_sources, permutation
+from tenth.data.packing import Piece, Sample, check_length, fill, read_row
+from tenth.data.token_file import TokenFile
+from tenth.errors import RequestError
+
+
+class Loader:
+    """Endless packed rows from weighted sources: equal arguments give equal rows, on every machine.
+
+    The state is a few numbers, from which `next` continues bit by bit. RequestError where sources cannot be mixed
+    (weights, vocabularies, tokenizers, nothing to predict), FileFormatError where a file is broken.
+    """
+
+    def __init__(self, sources: Sequence[Source], length: int, seed: int, vocab_size: int) -> None:
+        check_length(length)
+        check_sources(sources)
+        self.sources, self.length, self.seed, self.vocab_size = tuple(sources), length, seed, vocab_size
+        self._files = [TokenFile(source.path) for source in sources]
+        _check_files(sources, self._files, vocab_size)
+        names = dict.fromkeys(name for file in self._files for name in file.domains)
+        self.domains = tuple(names)
+        numbers = {name: number for number, name in enumerate(self.domains)}
+        self._domains = [[numbers[name] for name in file.domains] for file in self._files]
+        self._restart()
+
+    def _restart(self) -> None:
+        self._index = 0
+        self._rest: Piece | None = None
+        self._mixture = Mixture(self._files, [source.weight for source in self.sources], self.seed)
+
+    @property
+    def index(self) -> int:
+        """The index of the sample that `next` gives."""
+        return self._index
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The fingerprint of the tokenizer that made the sources, where they tell."""
+        return next((file.tokenizer for file in self._files if file.tokenizer is not None), None)
+
+    def next(self) -> Sample:
+        """The next row. After a FileFormatError (a broken token) the loader stands behind the row that has it."""
+        index, pieces = self._index, self._advance()
+        domains = [self._domains[p.source][self._files[p.source].domains_S[p.document]] for p in pieces]
+        return read_row(index, self.length, pieces, self._files, domains)
+
+    def _advance(self) -> list[Piece]:
+        pieces, self._rest = fill(self.length, self._rest, self._mixture.draw)
+        self._index += 1
+        return pieces
+
+    def seek(self, index: int) -> None:
+        """Go to a sample by its index alone: exact, by counting documents from the start without reading tokens."""
+        if index < 0:
+            raise RequestError(f"sample {index} does not exist; the first is 0")
+        if index < self._index:
+            self._restart()
+        while self._index < index:
+            self._advance()
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been drawn in full, by name."""
+        pairs = zip(self.sources, self._mixture.cursors, self._files, strict=True)
+        return {source.name: cursor.epoch + cursor.place / file.documents for source, cursor, file in pairs}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, as JSON can hold it, with what tells its sources from others."""
+        cursors = [{"epoch": c.epoch, "place": c.place, "drawn": c.drawn} for c in self._mixture.cursors]
+        rest = self._rest
+        remainder = None if rest is None else [rest.source, rest.document, rest.start]
+        return {"index": self._index, "cursors": cursors, "remainder": remainder, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        sources = [
+            {"name": source.name, "weight": source.weight, "checksum": file.checksum}
+            for source, file in zip(self.sources, self._files, strict=True)
+        ]
+        return {"length": self.length, "seed": self.seed, "vocab_size": self.vocab_size, "sources": sources}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` was taken; RequestError, and no change, where it is of other data or malformed."""
+        counts = [(file.documents, file.bounds) for file in self._files]
+        check_state(state, self._identity(), counts)
+        self._restart()
+        self._mixture.cursors = [Cursor(**cursor) for cursor in state["cursors"]]
+        self._index = state["index"]
+        if state["remainder"] is not None:
+            source, document, start = state["remainder"]
+            bounds = self._files[source].bounds
+            self._rest = Piece(source, document, start, int(bounds[document + 1] - bounds[document]))
+
+
+def samples(path: Path, length: int, limit: int | None = None) -> list[Sample]:
+    """One pass over a token file, every document once; the last row is padded. Domains are the file's own.
+
+    With a `limit` of rows the documents come in a shuffled order that is always the same, so that the first rows
+    speak for the whole file. FileFormatError where the file is broken.
+    """
+    check_length(length)
+    if limit is not None and limit < 1:
+        raise RequestError(f"the limit of rows is {limit}, it must be at least 1")
+    file = TokenFile(path)
+    order = iter(range(file.documents) if limit is None else permutation(file.documents, 0).tolist())
+
+    def draw() -> Piece | None:
+        document = next(order, None)
+        if document is None:
+            return None
+        return Piece(0, document, 0, int(file.bounds[document + 1] - file.bounds[document]))
+
+    rows: list[Sample] = []
+    pieces, rest = fill(length, None, draw)
+    while pieces and (limit is None or len(rows) < limit):
+        domains = [int(file.domains_S[piece.document]) for piece in pieces]
+        rows.append(read_row(len(rows), length, pieces, [file], domains))
+        pieces, rest = fill(length, rest, draw)
+    return rows
+
+
+def _check_files(sources: Sequence[Source], files: Sequence[TokenFile], vocab_size: int) -> None:
+    known: tuple[str, str] | None = None
+    for source, file in zip(sources, files, strict=True):
+        if file.vocab_size > vocab_size:
+            raise RequestError(f"{file.path}: has a vocabulary of {file.vocab_size}, the model's is {vocab_size}")
+        if not (file.bounds[1:] - file.bounds[:-1] > 1).any():
+            raise RequestError(f"{file.path}: no document of source {source.name!r} is longer than one token: "
+                               "there is nothing to predict")  # fmt: skip
+        if file.tokenizer is not None:
+            known = known or (file.tokenizer, str(file.path))
+            if file.tokenizer != known[0]:
+                raise RequestError(f"{file.path}: was made by another tokenizer than {known[1]}")

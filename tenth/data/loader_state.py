@@ -1,0 +1,71 @@
+"""The state of a loader, checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tenth.errors import RequestError
+
+_KEYS = {"index", "cursors", "remainder", "length", "seed", "vocab_size", "sources"}
+_MOST = 1 << 62
+
+
+def check_state(
+    state: Mapping[str, Any], identity: Mapping[str, Any], files: Sequence[tuple[int, NDArray[Any]]]
+) -> None:
+    """RequestError where `state` is of other data than `identity`, naming the difference, or is malformed.
+
+    `files` has the number of documents and the bounds of each source.
+    """
+    if not isinstance(state, Mapping) or state.keys() != _KEYS:
+        odd = sorted(map(str, {*state} ^ _KEYS)) if isinstance(state, Mapping) else [type(state).__name__]
+        raise RequestError(f"the state of the data is malformed: {odd[0][:40]!r} is missing or unknown")
+    for key in ("length", "seed", "vocab_size"):
+        if state[key] != identity[key]:
+            raise RequestError(f"the data's {key} is {identity[key]}, the state is of {str(state[key])[:40]}")
+    _check_sources(state["sources"], identity["sources"])
+    _check_places(state, files)
+
+
+def _check_sources(found: object, expected: Sequence[Mapping[str, Any]]) -> None:
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise RequestError("the state of the data is malformed: its sources are no list of objects")
+    names = [str(entry.get("name"))[:60] for entry in found]
+    known = [str(entry["name"]) for entry in expected]
+    if names != known:
+        raise RequestError(f"the sources are {', '.join(known)}; the state is of {', '.join(names)}")
+    for was, now in zip(found, expected, strict=True):
+        if was.get("weight") != now["weight"]:
+            old = str(was.get("weight"))[:40]
+            raise RequestError(f"the weight of source {now['name']!r} is {now['weight']}, in the state it is {old}")
+        if was.get("checksum") != now["checksum"]:
+            raise RequestError(f"source {now['name']!r} has other tokens than the state was taken on")
+
+
+def _check_places(state: Mapping[str, Any], files: Sequence[tuple[int, NDArray[Any]]]) -> None:
+    cursors, remainder = state["cursors"], state["remainder"]
+    good = _whole(state["index"], _MOST) and isinstance(cursors, list) and len(cursors) == len(files)
+    good = good and all(
+        isinstance(cursor, Mapping)
+        and cursor.keys() == {"epoch", "place", "drawn"}
+        and all(_whole(cursor[key], most) for key, most in (("epoch", _MOST), ("place", documents), ("drawn", _MOST)))
+        for cursor, (documents, _) in zip(cursors, files, strict=True)
+    )
+    if not good or not (remainder is None or _is_piece(remainder, files)):
+        raise RequestError("the state of the data is malformed: its cursors or its remainder are no places in the data")
+
+
+def _is_piece(remainder: object, files: Sequence[tuple[int, NDArray[Any]]]) -> bool:
+    if not isinstance(remainder, list) or len(remainder) != 3 or not _whole(remainder[0], len(files)):
+        return False
+    documents, bounds = files[remainder[0]]
+    return _whole(remainder[1], documents) and _whole(
+        remainder[2], int(bounds[remainder[1] + 1] - bounds[remainder[1]])
+    )
+
+
+def _whole(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value < most
