@@ -122,6 +122,9 @@ def _print(model: str, config: ModelConfig, facts: dict[str, Any], notes: list[s
         shared = f", one shared of {config.moe.shared_intermediate_size}" if config.moe.shared_intermediate_size else ""
         moe = config.moe
         console.print(f"  experts      {moe.num_experts} of width {moe.intermediate_size}, {moe.top_k} a token{shared}")
+        groups = f", from {moe.top_groups} of {moe.num_groups} groups" if moe.num_groups > 1 else ""
+        scale = f", gates times {moe.routed_scale:g}" if moe.routed_scale != 1 else ""
+        console.print(f"  router       {moe.score}{', biases' if moe.expert_bias else ''}{groups}{scale}")
     rope = config.rope.kind if config.rope.kind == "default" else f"{config.rope.kind} x{config.rope.factor:g}"
     console.print(f"  context      {config.context_length:,} tokens (RoPE base {config.rope.theta:g}, {rope})")
     kv = config.kv_bytes_per_token()

@@ -25,6 +25,7 @@ from tenth.model.cache import KVCache
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.routing.record import Routing
+from tenth.routing.rule import RoutingPolicy
 
 _LEAST_ROWS = 16
 _LARGE = 64 << 10  # bytes of a copy whose memory is worth keeping
@@ -126,9 +127,13 @@ class CapturedDecoder:
 
     @torch.inference_mode()
     def __call__(
-        self, batch: Batch, cache: KVCache | None = None, want: Want | None = None, routing: Routing | None = None
+        self,
+        batch: Batch,
+        cache: KVCache | None = None,
+        want: Want | None = None,
+        routing: Routing | RoutingPolicy | None = None,
     ) -> Output:
-        """`Decoder.forward`; what cannot be captured (no cache, embeddings, a replay) goes there."""
+        """`Decoder.forward`; what cannot be captured (no cache, embeddings, a replay, a policy) goes there."""
         want = want or Want()
         if cache is None or batch.tokens_T is None or routing is not None:
             return self.decoder.forward(batch, cache, want, routing)

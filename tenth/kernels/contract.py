@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.rule import RouteRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,14 @@ class Kernels(Protocol):
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor, /) -> Tensor:
         """Scores of all experts (T, E) in float32 or wider; equal rows of the weight get equal bits."""
 
-    def route(self, logits_TE: Tensor, top_k: int, renormalise: bool, /) -> tuple[Tensor, Tensor]:
-        """Ids of the `top_k` largest logits (T, K), best first, of equal ones the lower id first; and their gates."""
+    def route(self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
+        """Ids of the rule's experts (T, K), the largest biased score first, and their gates.
 
-    def gates(self, logits_TE: Tensor, experts_TK: Tensor, renormalise: bool, /) -> Tensor:
-        """Softmax of the logits at the chosen experts (T, K); renormalised to sum to one where asked."""
+        Of equal experts the lower id comes first, of equal groups too.
+        """
+
+    def gates(self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, /) -> Tensor:
+        """The rule's gates of chosen experts (T, K): no bias changes them."""
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable, /) -> Tensor:
         """`sum_k gate_k * down_k(silu(gate_proj_k(x)) * up_k(x))` (T, D), summed in float32 or wider."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tenth.kernels.contract import KVLayout
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.rule import RouteRule
 
 name = "reference"
 
@@ -158,23 +159,44 @@ def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     return logits_TE.to(wide(x_TD.dtype))
 
 
-def choose(logits_TE: Tensor, top_k: int) -> Tensor:
-    """Ids of the largest logits, best first; of equal ones the lower id first (torch.topk promises no order)."""
-    return torch.sort(logits_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
+def choose(logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> Tensor:
+    """Ids of the largest biased scores, best first; of equal ones the lower id first (torch.topk promises no order)."""
+    scores_TE = logits_TE.detach()
+    if rule.score == "sigmoid":
+        scores_TE = torch.sigmoid(scores_TE)
+    if bias_E is not None:
+        scores_TE = scores_TE + bias_E
+    if rule.top_groups < rule.groups:
+        scores_TE = _in_best_groups(scores_TE, rule)
+    return torch.sort(scores_TE, dim=-1, descending=True, stable=True).indices[:, : rule.top_k]
 
 
-def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
-    """Ids of the largest logits, and their gates."""
-    experts_TK = choose(logits_TE, top_k)
-    return experts_TK, gates(logits_TE, experts_TK, renormalise)
+def _in_best_groups(scores_TE: Tensor, rule: RouteRule) -> Tensor:
+    """Scores with -infinity outside of each token's best groups (J of them, of X experts)."""
+    scores_TJX = scores_TE.view(len(scores_TE), rule.groups, -1)
+    best_TJ = scores_TJX.topk(min(2, scores_TJX.shape[-1]), dim=-1).values.sum(-1)
+    ranked_TJ = torch.sort(best_TJ, dim=-1, descending=True, stable=True).indices
+    allowed_TJ = torch.zeros_like(best_TJ, dtype=torch.bool).scatter(-1, ranked_TJ[:, : rule.top_groups], True)
+    return scores_TJX.masked_fill(~allowed_TJ[..., None], -torch.inf).flatten(1)
 
 
-def gates(logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
-    """Softmax of the logits at the chosen experts."""
-    if renormalise:
-        # the same as softmax over all, divided by its sum over the chosen ones, without the underflow
-        return torch.softmax(logits_TE.gather(-1, experts_TK), dim=-1)
-    return torch.softmax(logits_TE, dim=-1).gather(-1, experts_TK)
+def route(logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Ids of the rule's experts, and their gates."""
+    experts_TK = choose(logits_TE, rule, bias_E)
+    return experts_TK, gates(logits_TE, experts_TK, rule)
+
+
+def gates(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule) -> Tensor:
+    """Softmax or sigmoids of the logits at the chosen experts."""
+    if rule.renormalise:
+        # the same as scores of all, divided by their sum over the chosen ones, without the underflow
+        chosen_TK = logits_TE.gather(-1, experts_TK)
+        gates_TK = torch.softmax(F.logsigmoid(chosen_TK) if rule.score == "sigmoid" else chosen_TK, dim=-1)
+    elif rule.score == "sigmoid":
+        gates_TK = torch.sigmoid(logits_TE.gather(-1, experts_TK))
+    else:
+        gates_TK = torch.softmax(logits_TE, dim=-1).gather(-1, experts_TK)
+    return gates_TK if rule.scale == 1 else gates_TK * rule.scale
 
 
 def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:

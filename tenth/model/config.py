@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tenth.errors import ConfigError
+from tenth.routing.rule import SCORES, RouteRule, Score
 
 RopeKind = Literal["default", "linear", "yarn", "llama3"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
@@ -65,7 +66,8 @@ class MoeConfig:
     """The sparse feed-forward layers: `num_experts` SwiGLU experts of width `intermediate_size`, `top_k` at work.
 
     `shared_intermediate_size` is the width of one expert that is always on (0: none), weighed by a sigmoid of its own
-    where `shared_gate` is set.
+    where `shared_gate` is set. `score`, `num_groups`, `top_groups` and `routed_scale` are the router's (`RouteRule`);
+    `expert_bias` gives it a bias for every expert, which counts for the choice alone.
     """
 
     num_experts: int
@@ -74,9 +76,14 @@ class MoeConfig:
     norm_topk_prob: bool = True
     shared_intermediate_size: int = 0
     shared_gate: bool = False
+    score: Score = "softmax"
+    expert_bias: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    routed_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "top_k", "intermediate_size"):
+        for name in ("num_experts", "top_k", "intermediate_size", "num_groups", "top_groups", "routed_scale"):
             _positive(f"moe {name}", getattr(self, name))
         if self.top_k > self.num_experts:
             raise ConfigError(f"moe top_k {self.top_k} is above num_experts {self.num_experts}")
@@ -84,6 +91,30 @@ class MoeConfig:
             raise ConfigError(f"moe shared_intermediate_size {self.shared_intermediate_size} is negative")
         if self.shared_gate and not self.shared_intermediate_size:
             raise ConfigError("moe shared_gate is set but shared_intermediate_size is 0")
+        if self.score not in SCORES:
+            raise ConfigError(f"moe score {self.score!r} is not supported (supported: {', '.join(SCORES)})")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.num_experts % self.num_groups:
+            raise ConfigError(f"moe num_experts {self.num_experts} is not a multiple of num_groups {self.num_groups}")
+        if self.top_groups > self.num_groups:
+            raise ConfigError(f"moe top_groups {self.top_groups} is above num_groups {self.num_groups}")
+        within = self.top_groups * self.num_experts // self.num_groups
+        if self.top_k > within:
+            raise ConfigError(f"moe top_k {self.top_k} is above the {within} experts of {self.top_groups} top_groups")
+
+    @property
+    def rule(self) -> RouteRule:
+        """How its routers choose."""
+        return RouteRule(
+            top_k=self.top_k,
+            renormalise=self.norm_topk_prob,
+            score=self.score,
+            groups=self.num_groups,
+            top_groups=self.top_groups,
+            scale=self.routed_scale,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +224,7 @@ class ParameterCount:
         router = routed = shared = active = 0
         if config.moe is not None:
             moe = config.moe
-            router = sparse * (moe.num_experts + moe.shared_gate) * width
+            router = sparse * ((moe.num_experts + moe.shared_gate) * width + moe.expert_bias * moe.num_experts)
             expert = _mlp(width, moe.intermediate_size, False)
             routed, active = sparse * moe.num_experts * expert, sparse * moe.top_k * expert
             shared = sparse * _mlp(width, moe.shared_intermediate_size, False)

@@ -5,7 +5,9 @@ T tokens, D model width, N positions with logits, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,11 +19,13 @@ from tenth.kernels.reference import wide
 from tenth.model.attention import Attention
 from tenth.model.batch import Batch, Output, Want, edges
 from tenth.model.cache import KVCache
-from tenth.model.config import ModelConfig
+from tenth.model.config import ModelConfig, RopeConfig
 from tenth.model.experts import SparseMlp
 from tenth.model.linear import Linear, Mlp, RMSNorm
 from tenth.model.rope import Rope
+from tenth.model.router import LayerChoice
 from tenth.routing.record import LayerRouting, Routing
+from tenth.routing.rule import LayerPolicy, RoutingPolicy
 
 LayerResult = tuple[Tensor, LayerRouting | None]
 """A layer's output (T, D), and the routing of a sparse one."""
@@ -63,13 +67,13 @@ class Layer(nn.Module):
         cos_sin: tuple[Tensor, Tensor],
         cache: KVCache | None,
         want: Want,
-        replay: LayerRouting | None,
-    ) -> tuple[Tensor, LayerRouting | None]:
+        given: LayerChoice,
+    ) -> LayerResult:
         """T, D to T, D, and the routing of a sparse layer."""
         x_TD, h_TD = self.mlp_norm.after(x_TD, self.attention(self.attention_norm(x_TD), batch, cos_sin, cache))
         if isinstance(self.mlp, Mlp):
             return self._kernels.add(x_TD, self.mlp(h_TD)), None
-        y_TD, routing = self.mlp(h_TD, want.routing, replay)
+        y_TD, routing = self.mlp(h_TD, want.routing, given)
         return self._kernels.add(x_TD, y_TD), routing
 
 
@@ -116,13 +120,14 @@ class Decoder(nn.Module):
         batch: Batch,
         cache: KVCache | None = None,
         want: Want | None = None,
-        routing: Routing | None = None,
+        routing: Routing | RoutingPolicy | None = None,
         run: RunLayer | None = None,
     ) -> Output:
         """Run a batch; see `Want` for what comes back.
 
         With a cache, `batch.placement` says where its keys and values go. A given `routing` is replayed: its expert ids
-        are used, gates are recomputed from this model's router. `run` stands around every layer (see `RunLayer`).
+        and drops are used, gates are recomputed from this model's router; or it is a policy that routers choose by.
+        `run` stands around every layer (see `RunLayer`).
         RequestError where the pieces do not fit together.
         """
         self.check(batch, cache, routing, want)
@@ -134,7 +139,7 @@ class Decoder(nn.Module):
         cos_sin: tuple[Tensor, Tensor],
         cache: KVCache | None,
         want: Want,
-        routing: Routing | None = None,
+        routing: Routing | RoutingPolicy | None = None,
         run: RunLayer | None = None,
     ) -> Output:
         """What `forward` does with a batch that was checked: nothing but a chain of the kernels' operations."""
@@ -142,10 +147,16 @@ class Decoder(nn.Module):
         assert x_TD is not None, "checked"
         record: dict[int, LayerRouting] = {}
         for index, layer in enumerate(self.layers):
-            replay = routing.layers[index] if routing is not None and self.config.is_sparse(index) else None
+            replay = routing.layers.get(index) if isinstance(routing, Routing) else None
+            policy = routing.at(index) if isinstance(routing, RoutingPolicy) else None
 
-            def forward(x_TD: Tensor, replay: LayerRouting | None, layer: nn.Module = layer) -> LayerResult:
-                decided: LayerResult = layer(x_TD, batch, cos_sin, cache, want, replay)
+            def forward(
+                x_TD: Tensor,
+                replay: LayerRouting | None,
+                layer: nn.Module = layer,
+                policy: LayerPolicy | None = policy,
+            ) -> LayerResult:
+                decided: LayerResult = layer(x_TD, batch, cos_sin, cache, want, replay or policy)
                 return decided
 
             x_TD, decided = forward(x_TD, replay) if run is None else run(index, forward, x_TD, replay)
@@ -157,6 +168,11 @@ class Decoder(nn.Module):
             hidden_TD if want.hidden else None,
             Routing(record) if want.routing != "none" else None,
         )
+
+    def set_rope(self, rope: RopeConfig, context_length: int) -> None:
+        """Other rotary positions, and another context that they are good for, from the next forward pass on."""
+        self.config = replace(self.config, rope=rope, context_length=context_length)
+        self._rope = Rope(rope, self.config.head_dim)
 
     def cos_sin(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the batch's rotary positions, which every layer takes."""
@@ -173,9 +189,13 @@ class Decoder(nn.Module):
         return logits_NV
 
     def check(
-        self, batch: Batch, cache: KVCache | None, routing: Routing | None = None, want: Want | None = None
+        self,
+        batch: Batch,
+        cache: KVCache | None,
+        routing: Routing | RoutingPolicy | None = None,
+        want: Want | None = None,
     ) -> None:
-        """RequestError where batch, cache, a routing to replay and what is wanted do not fit the model or each other.
+        """RequestError where batch, cache, routing and what is wanted do not fit the model or each other.
 
         Native kernels rely on it: they read where an index says.
         """
@@ -196,8 +216,10 @@ class Decoder(nn.Module):
                 raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {config.vocab_size - 1}")
         if batch.embeddings_TD is not None and batch.embeddings_TD.shape[1:] != (config.hidden_size,):
             raise RequestError(f"embeddings have shape {tuple(batch.embeddings_TD.shape)}, width {config.hidden_size}")
-        if routing is not None:
+        if isinstance(routing, Routing):
             self._check_replay(batch, routing)
+        elif routing is not None:
+            self._check_policy(batch, routing)
 
     def _check_replay(self, batch: Batch, routing: Routing) -> None:
         if tuple(routing.layers) != self.config.sparse_layers:
@@ -214,6 +236,16 @@ class Decoder(nn.Module):
             if ids_TK.dim() != 2 or int(ids_TK.min()) < 0 or int(ids_TK.max()) >= experts:
                 raise RequestError(f"the routing to replay names experts in layer {index} outside 0 to {experts - 1}")
 
+    def _check_policy(self, batch: Batch, policy: RoutingPolicy) -> None:
+        for layer, factor in policy.capacity.items():
+            if not self.config.is_sparse(layer) or not 0 < factor < math.inf:
+                raise RequestError(f"capacity {factor} of layer {layer}: it is for sparse layers, positive and finite")
+        if not 0 <= policy.noise < math.inf:
+            raise RequestError(f"the noise of routing is {policy.noise}, it must be finite and not negative")
+        real_T = policy.real_T
+        if real_T is not None and (real_T.dtype != torch.bool or real_T.shape != (len(batch),)):
+            raise RequestError(f"real_T must be bool, one for each of the batch's {len(batch)} tokens")
+
 
 @torch.no_grad()
 def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> Decoder:
@@ -221,7 +253,7 @@ def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> Decoder:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in decoder.named_parameters():
         if parameter.dim() == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            parameter.fill_(0.0 if name.endswith(("bias", "bias_E")) else 1.0)
         else:
             parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
     return decoder

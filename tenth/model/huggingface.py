@@ -287,6 +287,7 @@ def _check_type(value: object, annotation: str, where: str) -> None:
         "float": (int, float),
         "float | None": (int, float, type(None)),
         "RopeKind": (str,),
+        "Score": (str,),
     }
     if isinstance(value, int) and abs(value) > 1 << 53:
         raise ConfigError(f"{where} is {str(value)[:20]}..., which no model has")

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tenth.errors import ConfigError
-from tenth.model.config import ModelConfig, RopeConfig
+from tenth.model.config import ModelConfig, MoeConfig, RopeConfig
 from tenth.model.huggingface import FAMILIES, OWN_MODEL_TYPE, Family
 
 
@@ -116,5 +116,16 @@ def _differences(config: ModelConfig, model_type: str, family: Family) -> list[s
     if moe is not None and family.sparse:
         gated = moe.shared_gate and moe.shared_intermediate_size > 0
         shared = f"its shared expert has width {moe.shared_intermediate_size}, gate {moe.shared_gate}"
+        checks |= _router_differences(moe)
         checks[shared] = gated != family.shared_expert or (moe.shared_intermediate_size > 0) != family.shared_expert
     return [reason for reason, differs in checks.items() if differs]
+
+
+def _router_differences(moe: MoeConfig) -> dict[str, bool]:
+    """What a router has that no class there computes, and whether this one has it."""
+    return {
+        f"its router's scores are {moe.score}, there a softmax": moe.score != "softmax",
+        "its router has a bias for the choice of experts": moe.expert_bias,
+        f"its experts are chosen from {moe.top_groups} of {moe.num_groups} groups": moe.top_groups < moe.num_groups,
+        f"its gates are multiplied by {moe.routed_scale:g}": moe.routed_scale != 1,
+    }

@@ -1,1 +1,1 @@
-"""What the router decided: the record of it, and its measures (balance, entropy)."""
+"""How routers choose and what they decided: the rule, the record, its measures (balance, entropy, drift)."""

@@ -1,4 +1,4 @@
-"""Balance and confidence of a router, in numbers. They differ: log both.
+"""Balance and confidence of a router, in numbers (they differ: log both), and what two choices have in common.
 
 T tokens, K active experts, E experts.
 """
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from tenth.routing.record import LayerRouting
+from tenth.routing.record import LayerRouting, Routing
 
 
 def expert_counts(layer: LayerRouting) -> Tensor:
@@ -46,6 +46,31 @@ def router_entropy(logits_TE: Tensor) -> float:
 def dead_experts(counts_E: Tensor) -> int:
     """Experts that no token was sent to."""
     return int((counts_E == 0).sum())
+
+
+def saturation(record: Routing, other: Routing) -> dict[int, float]:
+    """How much the routers of two models agree on the same tokens, by layer (OLMoE, arXiv 2409.02060, eq. 5).
+
+    It is the mean over tokens of the share of experts that both chose: 1 is full agreement, chance is K / E.
+    """
+    return {index: _overlap(record.layers[index].experts_TK, layer.experts_TK) for index, layer in other.layers.items()}
+
+
+def _overlap(experts_TK: Tensor, others_TK: Tensor) -> float:
+    # no token chooses an expert twice
+    both_TK = (experts_TK[:, :, None] == others_TK[:, None, :]).any(-1)
+    return float(both_TK.double().mean()) if both_TK.numel() else 0.0
+
+
+def co_activation(layer: LayerRouting) -> Tensor:
+    """N_ij / N_i, float64 (E, E): of the tokens that chose expert i, the share that chose j too (OLMoE, eq. 6).
+
+    The diagonal is 1; rows of experts that nobody chose are 0.
+    """
+    tokens = len(layer.experts_TK)
+    chose_TE = torch.zeros(tokens, layer.num_experts, dtype=torch.float64, device=layer.experts_TK.device)
+    chose_TE.scatter_(1, layer.experts_TK, 1.0)
+    return chose_TE.T @ chose_TE / chose_TE.sum(0).clamp(min=1)[:, None]
 
 
 def _over_log(entropy: Tensor, experts: int) -> float:

@@ -113,7 +113,7 @@ def halves(values: Tensor, head_dim: int) -> Tensor:
 def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
     """MachineError where the weights alone do not fit into the memory that is free now."""
     need = config.parameters.total * dtype.itemsize
-    free = _free_bytes(torch.device(device))
+    free = free_bytes(torch.device(device))
     if free is not None and need > free:
         raise MachineError(
             f"the model needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, "
@@ -121,7 +121,7 @@ def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device |
         )
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
     """What may still be allocated: of the GPU, or of the machine and the container around us. None: not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

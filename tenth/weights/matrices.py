@@ -130,8 +130,8 @@ class Matrices:
 
     def floats(self, name: str, part: Part) -> Tensor:
         """A norm's weight, a bias or a router's rows, as float32."""
-        place = name if (name, None, 0) in self._names else f"{name}_ED"  # the router's parameter carries its shape
-        tensor = self._names[place, None, 0]
+        places = (name, f"{name}_ED", f"{name}_E")  # the router's parameters carry their shape
+        tensor = next(self._names[place, None, 0] for place in places if (place, None, 0) in self._names)
         slot, info = self._slots[tensor], self._source.tensors[tensor]
         values = self._source.read(tensor)
         _check_float(values, info)

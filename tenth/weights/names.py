@@ -81,6 +81,8 @@ def _huggingface_layer(config: ModelConfig, layer: int) -> Iterator[tuple[str, S
             yield from _linear(f"{theirs}.mlp.{name}", f"{ours}.mlp.{own}", config.mlp_bias)
         return
     yield f"{theirs}.mlp.gate.weight", Slot(f"{ours}.mlp.router.weight_ED")
+    if moe.expert_bias:
+        yield f"{theirs}.mlp.gate.e_score_correction_bias", Slot(f"{ours}.mlp.router.bias_E")
     for expert in range(moe.num_experts):
         for name, slot in _expert_parts(f"{ours}.mlp.experts", expert, moe.intermediate_size):
             yield f"{theirs}.mlp.experts.{expert}.{name}.weight", slot

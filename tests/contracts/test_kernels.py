@@ -20,6 +20,7 @@ from tenth.kernels.cpu.machine import instruction_sets, machine
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.kernels.packed import PackedExpert, PackedExpertTable, PackedFormat, PackedWeight, pack
 from tenth.kernels.weight import DenseExpertTable, DenseWeight, ExpertTable, Weight
+from tenth.routing.rule import RouteRule
 
 NATIVE = [CpuKernels(machine(instruction_set=name)) for name in instruction_sets()]
 IMPLEMENTATIONS: list[Kernels] = [reference, *NATIVE]
@@ -140,8 +141,9 @@ def test_routing(kernels: Kernels, t: int, e: int, data: st.DataObject, renormal
     x, weight = _drawn(t, 24, seed=seed), _drawn(e, 24, seed=seed + 1)
     logits = kernels.router_logits(x, weight)
     torch.testing.assert_close(logits.double(), x.double() @ weight.double().T, atol=1e-5, rtol=1e-5)
-    experts, gates = kernels.route(logits, k, renormalise)
-    torch.testing.assert_close(kernels.gates(logits, experts, renormalise), gates, atol=1e-6, rtol=1e-5)
+    rule = RouteRule(k, renormalise)
+    experts, gates = kernels.route(logits, rule)
+    torch.testing.assert_close(kernels.gates(logits, experts, rule), gates, atol=1e-6, rtol=1e-5)
     p = logits.double().softmax(-1)
     for row in range(t):
         ranked = sorted(range(e), key=lambda expert: (-float(logits[row, expert]), expert))
@@ -151,9 +153,65 @@ def test_routing(kernels: Kernels, t: int, e: int, data: st.DataObject, renormal
         torch.testing.assert_close(gates[row].double(), expected, atol=1e-6, rtol=1e-5)
 
 
+def _score(logit: float, bias: float, rule: RouteRule) -> float:
+    return (1 / (1 + math.exp(-logit)) if rule.score == "sigmoid" else logit) + bias
+
+
+def _best_groups(scores: list[float], rule: RouteRule) -> list[int]:
+    size = len(scores) // rule.groups
+    value = [sum(sorted(scores[g * size : (g + 1) * size])[-2:]) for g in range(rule.groups)]
+    return sorted(range(rule.groups), key=lambda g: -value[g])[: rule.top_groups]
+
+
+@given(t=st.integers(1, 6), size=st.integers(1, 9), data=st.data(), seed=SEEDS)
+@settings(deadline=None)
+def test_routing_rules(kernels: Kernels, t: int, size: int, data: st.DataObject, seed: int) -> None:
+    """Sigmoids, biases, groups and a scale: what is chosen, by a loop over scores; biases leave the gates alone."""
+    groups = data.draw(st.integers(1, 4))
+    top_groups = data.draw(st.integers(1, groups))
+    rule = RouteRule(
+        data.draw(st.integers(1, top_groups * size)),
+        data.draw(st.booleans()),
+        data.draw(st.sampled_from(["softmax", "sigmoid"])),
+        groups,
+        top_groups,
+        data.draw(st.sampled_from([1.0, 2.5])),
+    )
+    logits = _drawn(t, groups * size, seed=seed) * 3
+    bias = _drawn(groups * size, seed=seed + 1) if data.draw(st.booleans()) else None
+    experts, gates = kernels.route(logits, rule, bias)
+    torch.testing.assert_close(kernels.gates(logits, experts, rule), gates, atol=1e-6, rtol=1e-5)
+    for row, chosen, weights in zip(logits.double().tolist(), experts.tolist(), gates.tolist(), strict=True):
+        scores = [_score(x, 0.0 if bias is None else float(bias[e]), rule) for e, x in enumerate(row)]
+        kept = [e for g in sorted(_best_groups(scores, rule)) for e in range(g * size, (g + 1) * size)]
+        assert chosen == sorted(kept, key=lambda e: -scores[e])[: rule.top_k]
+        parts = [math.exp(x) / (1 + math.exp(x) if rule.score == "sigmoid" else 1) for x in row]
+        whole = sum(parts) if rule.score == "softmax" else 1.0
+        total = sum(parts[e] for e in chosen) if rule.renormalise else whole
+        assert weights == pytest.approx([rule.scale * parts[e] / total for e in chosen], rel=2e-5, abs=1e-7)
+
+
+def test_sigmoid_gates_of_extreme_logits(kernels: Kernels) -> None:
+    """Where every sigmoid is 0 in float32, their ratios are still known."""
+    logits = torch.tensor([[-200.0, -201.0, -500.0], [300.0, 200.0, -300.0]])
+    gates = kernels.route(logits, RouteRule(2, score="sigmoid"))[1]
+    torch.testing.assert_close(gates, torch.tensor([[0.7310586, 0.2689414], [0.5, 0.5]]))
+    gates = kernels.route(logits, RouteRule(2, False, "sigmoid", scale=2.0))[1]
+    torch.testing.assert_close(gates, torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+
+
+def test_equal_groups_and_experts_go_to_the_lower_id(kernels: Kernels) -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 2.0, -1.5]])
+    for score in ("softmax", "sigmoid"):
+        rule = RouteRule(3, score=score, groups=4, top_groups=2)
+        assert kernels.route(logits, rule)[0].tolist() == [[1, 2, 0]]
+        bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 0.0])
+        assert kernels.route(logits, rule, bias)[0].tolist() == [[4, 5, 1]]
+
+
 def test_ties_go_to_the_lower_id(kernels: Kernels) -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0]])
-    assert kernels.route(logits, 4, True)[0].tolist() == [[1, 2, 4, 0]]
+    assert kernels.route(logits, RouteRule(4))[0].tolist() == [[1, 2, 4, 0]]
 
 
 def test_equal_rows_get_equal_bits(kernels: Kernels) -> None:
@@ -170,7 +228,7 @@ def test_equal_rows_get_equal_bits(kernels: Kernels) -> None:
 
 def test_gates_of_extreme_logits(kernels: Kernels) -> None:
     logits = torch.tensor([[-3e38, 0.0, 3e38], [-200.0, -201.0, -500.0]])
-    gates = kernels.route(logits, 2, True)[1]
+    gates = kernels.route(logits, RouteRule(2))[1]
     torch.testing.assert_close(gates, torch.tensor([[1.0, 0.0], [0.7310586, 0.2689414]]))
 
 
@@ -204,8 +262,8 @@ def test_types_are_kept(kernels: Kernels, dtype: torch.dtype) -> None:
     table = _table(kernels, _drawn(3, 8, 8, seed=1, dtype=dtype), _drawn(3, 8, 4, seed=2, dtype=dtype))
     x = _drawn(5, 8, seed=3, dtype=dtype)
     logits = kernels.router_logits(x, _drawn(3, 8, seed=4))
-    experts = kernels.route(logits, 2, True)[0]
-    gates = kernels.gates(logits, experts, True)
+    experts = kernels.route(logits, RouteRule(2))[0]
+    gates = kernels.gates(logits, experts, RouteRule(2))
     assert logits.dtype == gates.dtype == reference.wide(dtype)
     assert kernels.expert_ffn(x, experts, gates, table).dtype == dtype
     assert kernels.rms_norm(x, torch.ones(8), 1e-6).dtype == dtype

@@ -9,8 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenth.routing.measures import dead_experts, expert_counts, load_entropy, max_violation, router_entropy
-from tenth.routing.record import LayerRouting
+from tenth.routing.measures import (
+    co_activation,
+    dead_experts,
+    expert_counts,
+    load_entropy,
+    max_violation,
+    router_entropy,
+    saturation,
+)
+from tenth.routing.record import LayerRouting, Routing
 
 
 def _layer(experts: list[list[int]], num_experts: int, dropped: list[list[bool]] | None = None) -> LayerRouting:
@@ -94,3 +102,35 @@ def test_router_entropy_is_the_sum_it_says(seed: int, spread: float) -> None:
         shares = [weight / sum(weights) for weight in weights]
         total -= sum(share * math.log(share) for share in shares)
     assert router_entropy(logits) == pytest.approx(total / 5 / math.log(6), abs=1e-9)
+
+
+def test_saturation_is_the_share_that_both_chose() -> None:
+    one = Routing({1: _layer([[0, 1], [2, 3], [4, 5]], 8), 4: _layer([[0, 1]] * 3, 8)})
+    other = Routing({1: _layer([[1, 0], [2, 7], [6, 7]], 8), 4: _layer([[0, 1]] * 3, 8)})
+    assert saturation(one, other) == {1: pytest.approx(0.5), 4: 1.0}
+    assert saturation(one, one) == {1: 1.0, 4: 1.0}
+
+
+def test_saturation_of_chance_is_k_over_e() -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, other = (torch.rand(4000, 16, generator=generator).topk(4).indices for _ in range(2))
+    records = [Routing({0: LayerRouting(16, ids, torch.ones(ids.shape))}) for ids in (one, other)]
+    assert saturation(*records)[0] == pytest.approx(0.25, abs=0.01)
+
+
+def test_saturation_and_co_activation_of_no_tokens_are_numbers() -> None:
+    nothing = LayerRouting(4, torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2))
+    assert saturation(Routing({0: nothing}), Routing({0: nothing})) == {0: 0.0}
+    assert co_activation(nothing).tolist() == [[0.0] * 4] * 4
+
+
+@given(st.integers(0, 1 << 30))
+def test_co_activation_counts_pairs(seed: int) -> None:
+    ids = torch.rand(9, 5, generator=torch.Generator().manual_seed(seed)).topk(2).indices
+    share = co_activation(LayerRouting(5, ids, torch.ones(ids.shape)))
+    chosen = [set(row) for row in ids.tolist()]
+    for i in range(5):
+        of_i = [row for row in chosen if i in row]
+        for j in range(5):
+            expected = sum(j in row for row in of_i) / len(of_i) if of_i else 0.0
+            assert float(share[i, j]) == pytest.approx(expected)

@@ -63,7 +63,7 @@ def write_part(writer: PackedWriter, name: str, part: Part, decoder: Decoder) ->
     elif part.matrices == 1:
         writer.matrix(name, fp32(decoder.get_submodule(name).dense()))
     else:
-        path = name.replace("router.weight", "router.weight_ED")
+        path = name.replace("router.weight", "router.weight_ED").replace("router.bias", "router.bias_E")
         writer.floats(name, decoder.get_parameter(path))
 
 

@@ -196,7 +196,7 @@ def test_configs_that_ask_for_the_moon(tmp_path: Path) -> None:
 
 def test_memory_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, raw_config("llama"))
-    monkeypatch.setattr("tenth.weights.load._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("tenth.weights.load.free_bytes", lambda device: 1000)
     with pytest.raises(MachineError, match=r"needs 0\.0 GB as float32"):
         _load(tmp_path)
 

@@ -23,6 +23,7 @@ from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current
 from tenth.kernels.cpu.documents import Documents, slots_of
 from tenth.kernels.packed import SUPERBLOCK, TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.rule import RouteRule
 
 _FP32 = PackedFormat(32)
 _NONE = (0, 0)  # no rows
@@ -230,22 +231,23 @@ class CpuKernels:
             self._routers[weight_ED] = _packed(weight_ED.detach())
         return self.linears(x_TD, (self._routers[weight_ED],), (None,))[0]
 
-    def route(self, logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
-        """Ids of the largest logits, best first, of equal ones the lower id first; and their gates."""
-        experts = logits_TE.shape[1]
-        experts_TK, gates_TK = self._new(logits_TE, top_k, dtype=torch.int64), self._new(logits_TE, top_k)
-        self._do(
-            lambda plan, at: plan.route(
-                experts, top_k, renormalise, *_row(logits_TE, at), at(experts_TK), at(gates_TK)
-            ),
-            (logits_TE,),
-            (experts_TK, gates_TK),
-        )
+    def route(self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Ids of the rule's experts, the largest biased score first, of equal ones the lower id; and their gates."""
+        experts_TK = self._new(logits_TE, rule.top_k, dtype=torch.int64)
+        gates_TK = self._new(logits_TE, rule.top_k)
+        bias = _float32(bias_E)  # the operation holds it: a captured plan has its address
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            parts = (rule.top_k, rule.renormalise, rule.score == "sigmoid", rule.groups, rule.top_groups, rule.scale)
+            address = 0 if bias is None else bias.data_ptr()
+            plan.route(logits_TE.shape[1], *parts, address, *_row(logits_TE, at), at(experts_TK), at(gates_TK))
+
+        self._do(emit, (logits_TE,), (experts_TK, gates_TK))
         return experts_TK, gates_TK
 
-    def gates(self, logits_TE: Tensor, experts_TK: Tensor, renormalise: bool) -> Tensor:
-        """Softmax of the logits at experts that were chosen elsewhere: a replay, which is never captured."""
-        return reference.gates(logits_TE, experts_TK, renormalise)
+    def gates(self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule) -> Tensor:
+        """The rule's gates of experts that were chosen elsewhere: a replay, which is never captured."""
+        return reference.gates(logits_TE, experts_TK, rule)
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
         """The weighted sum of the chosen experts, in order of k."""

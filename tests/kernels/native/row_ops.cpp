@@ -154,45 +154,111 @@ void elementwise(Random& random, const std::vector<Machine>& all) {
   report(shape("silu_mul, add, scale_rows", rows, columns), worst);
 }
 
+// what a row's choice is made of, in double precision; a NaN counts as -infinity
+struct Choice {
+  int experts, top_k, groups, top_groups;
+  bool sigmoid, renormalise;
+  float scale;
+  const float *logits, *bias;  // bias: or null
+
+  double logit(int e) const { return std::isnan(logits[e]) ? -INFINITY : logits[e]; }
+  double score(int e) const {
+    if (std::isnan(logits[e])) return -INFINITY;
+    if (sigmoid) return 1 / (1 + std::exp(-(double)logits[e])) + (bias ? bias[e] : 0.0f);
+    return bias ? logits[e] + bias[e] : logits[e];  // a sum of floats is one
+  }
+  double best(int group) const {
+    const int size = experts / groups;
+    std::vector<double> scores;
+    for (int e = group * size; e < (group + 1) * size; ++e) scores.push_back(score(e));
+    std::sort(scores.rbegin(), scores.rend());
+    const double sum = size > 1 ? scores[0] + scores[1] : scores[0];
+    return sigmoid ? sum : (double)(float)sum;
+  }
+  // the first of `count` things by value, of equal ones the lower number first
+  template <class Value>
+  static std::vector<int> largest(int count, const Value& value) {
+    std::vector<int> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return value(a) > value(b); });
+    return order;
+  }
+  // whether ids are the rule's: exactly, or within the rounding of a sigmoid
+  bool fits(const int64_t* ids) const {
+    const std::vector<int> ranked = largest(groups, [&](int g) { return best(g); });
+    const double slack = sigmoid ? 2e-6 : 0, threshold = best(ranked[top_groups - 1]);
+    std::vector<bool> may(experts), must(experts), chosen(experts, false);
+    for (int r = 0; r < groups; ++r)
+      for (int e = ranked[r] * (experts / groups), end = e + experts / groups; e < end; ++e) {
+        may[e] = r < top_groups || (slack > 0 && best(ranked[r]) >= threshold - slack);
+        must[e] = r < top_groups && (slack == 0 || best(ranked[r]) > threshold + slack);
+      }
+    for (int k = 0; k < top_k; ++k) {
+      if (ids[k] < 0 || ids[k] >= experts || chosen[ids[k]] || !may[ids[k]]) return false;
+      chosen[ids[k]] = true;
+      if (k && !before(ids[k - 1], ids[k], slack)) return false;
+    }
+    for (int e = 0; e < experts; ++e)
+      if (must[e] && !chosen[e] && !before(ids[top_k - 1], e, slack)) return false;
+    return true;
+  }
+  bool before(int a, int b, double slack) const {
+    const bool twins = logit(a) == logit(b) && (!bias || bias[a] == bias[b]);
+    return twins ? a < b : score(a) == score(b) ? slack > 0 || a < b : score(a) > score(b) - slack;
+  }
+  double gate(const int64_t* ids, int k) const {
+    double most = -INFINITY, total = 0;
+    auto part = [&](int e) { return sigmoid ? 1 / (1 + std::exp(-logit(e))) : std::exp(logit(e) - most); };
+    const bool chosen_only = renormalise;
+    for (int i = 0; i < (chosen_only ? top_k : experts); ++i) most = std::max(most, logit(chosen_only ? ids[i] : i));
+    for (int i = 0; i < (chosen_only ? top_k : experts); ++i) total += part(chosen_only ? ids[i] : i);
+    return part(ids[k]) / (sigmoid && !renormalise ? 1 : total) * scale;
+  }
+};
+
 void choices(Random& random, const std::vector<Machine>& all) {
-  const int rows = random.integer(1, 40), experts = random.integer(1, random.one_of({7, 40, 300}));
-  const int top_k = random.integer(1, std::min(experts, random.one_of({4, 8, 40}))), stride = experts + 1;
-  const bool renormalise = random.integer(0, 1);
-  Rows logits = random.normals(rows * stride, random.one_of({0.1f, 3.0f}));
+  const int groups = random.integer(0, 1) ? 1 : random.one_of({2, 3, 8});
+  const int size = random.integer(1, std::max(1, random.one_of({7, 40, 300}) / groups)), experts = groups * size;
+  const int top_groups = random.integer(1, groups);
+  const int top_k = random.integer(1, std::min(top_groups * size, random.one_of({4, 8, 40}))), stride = experts + 1;
+  const bool renormalise = random.integer(0, 1), sigmoid = random.integer(0, 1), biased = random.integer(0, 1);
+  const float scale = random.one_of({1.0f, 2.5f});
+  const int rows = random.integer(1, 40);
+  Rows logits = random.normals(rows * stride, random.one_of({0.1f, 3.0f})), bias = random.normals(experts, 0.3f);
   for (float& v : logits) v = random.integer(0, 2) ? v : std::round(v);  // many equal ones, some of them zeros
+  for (float& v : bias) v = random.integer(0, 1) ? v : 0.25f;
   std::vector<bool> spoiled(rows, false);
   for (int r = 0; r < rows; ++r) {
     float* row = &logits[r * stride];
     const int kind = random.integer(0, 9);
     if (kind == 0) std::fill(row, row + experts, kNaN), spoiled[r] = true;
     if (kind == 1) row[random.integer(0, experts - 1)] = kNaN, spoiled[r] = true;
-    if (kind == 2 && experts > top_k) row[random.integer(0, experts - 1)] = -INFINITY;
+    if (kind == 2 && groups == 1 && experts > top_k) row[random.integer(0, experts - 1)] = -INFINITY;
     if (kind == 3) row[random.integer(0, experts - 1)] = -0.0f;
+    if (kind == 4 && sigmoid) row[random.integer(0, experts - 1)] = random.one_of({-200.0f, 200.0f});
   }
-  const std::string name =
-      shape("choose", rows, experts) + " top " + std::to_string(top_k) + (renormalise ? " of the chosen" : "");
+  const std::string name = shape("choose", rows, experts) + " top " + std::to_string(top_k) +
+                           (renormalise ? " of the chosen" : "") + (sigmoid ? ", sigmoids" : "") +
+                           (biased ? ", biased, " : ", ") + std::to_string(top_groups) + " of " +
+                           std::to_string(groups) + " groups";
   std::vector<int64_t> ids(rows * top_k);
   bool same = true, first = true;
   const Rows gates = everywhere(name, all, rows, top_k, [&](const Machine& m, int r, int count, float* to) {
     std::vector<int64_t> chosen(count * top_k, -1);
-    m.run(m.ops->choose,
-          tenth::ChooseArgs{count, experts, top_k, &logits[r * stride], stride, renormalise, chosen.data(), to});
+    m.run(m.ops->choose, tenth::ChooseArgs{count, experts, top_k, &logits[r * stride], stride, renormalise, sigmoid,
+                                           biased ? bias.data() : nullptr, groups, top_groups, scale, chosen.data(), to});
     if (first) ids = chosen;
     first = false;
     same &= std::equal(chosen.begin(), chosen.end(), ids.begin() + r * top_k);
   });
   Worst worst;
   for (int r = 0; r < rows; ++r) {
-    const float* row = &logits[r * stride];
-    std::vector<int> order(experts);
-    std::iota(order.begin(), order.end(), 0);
-    auto key = [&](int e) { return std::isnan(row[e]) ? -INFINITY : row[e]; };
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key(a) > key(b); });
-    double total = 0;
-    for (int e = 0; e < (renormalise ? top_k : experts); ++e) total += std::exp((double)key(order[e]) - key(order[0]));
+    const Choice choice{experts, top_k, groups, top_groups, sigmoid, renormalise, scale, &logits[r * stride],
+                        biased ? bias.data() : nullptr};
+    const int64_t* chosen = &ids[r * top_k];
+    same &= choice.fits(chosen);
     for (int k = 0; k < top_k; ++k) {
-      same &= ids[r * top_k + k] == order[k];
-      const double want = spoiled[r] ? kNaN : std::exp((double)key(order[k]) - key(order[0])) / total;
+      const double want = spoiled[r] ? kNaN : choice.gate(chosen, k);
       worst.take(gates[r * top_k + k], want, 1e-6 * want + 1e-37);
     }
   }

@@ -166,11 +166,61 @@ inline void take_largest(float* x, uint16_t* taken, int chunks, int top_k, int64
   }
 }
 
+// sum of e^(min(x, 0) - most) / (1 + e^-|x|), which is sigmoid(x) e^-most, over a row padded with -infinity to whole lanes;
+// each to y, which may be x
+inline float sigmoids(const float* x, int count, float most, float* y) {
+  const F one = set1(1.0f);
+  F sum = zero();
+  for (int c = 0; c < count; c += kLanes) {
+    const F lanes = load(x + c);
+    const F s = div(exp(sub(min(lanes, zero()), set1(most))), add(one, exp(sub(zero(), abs(lanes)))));
+    store(y + c, s);
+    sum = add(sum, s);
+  }
+  return sum_lanes(sum);
+}
+
+// experts outside of the row's best groups become -infinity and count as taken; `best`: room for a number a group
+inline void keep_best_groups(float* x, uint16_t* taken, const ChooseArgs& a, float* best) {
+  const int size = a.experts / a.groups;
+  for (int g = 0; g < a.groups; ++g) {
+    float first = kLeast, second = kLeast;
+    for (const float* p = x + g * size; p < x + (g + 1) * size; ++p) {
+      second = std::max(second, std::min(first, *p));
+      first = std::max(first, *p);
+    }
+    best[g] = size > 1 ? first + second : first;
+  }
+  for (int g = 0; g < a.groups; ++g) {
+    int before = 0;
+    for (int other = 0; other < a.groups; ++other)
+      before += best[other] > best[g] || (best[other] == best[g] && other < g);
+    if (before < a.top_groups) continue;
+    for (int e = g * size; e < (g + 1) * size; ++e) {
+      x[e] = kLeast;
+      taken[e / kLanes] |= 1 << e % kLanes;
+    }
+  }
+}
+
+// a row's scores where they are not its logits: sigmoids, biased; -infinity for a NaN
+inline void biased_scores(const float* logits, const ChooseArgs& a, float* x) {
+  for (int c = 0; c < a.experts; c += kLanes) {
+    const int n = std::min(kLanes, a.experts - c), all = (1 << n) - 1;
+    F score = read(logits + c, n);
+    if (a.sigmoid) score = div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), score))));
+    if (a.bias) score = add(score, read(a.bias + c, n));
+    store(x + c, select((uint16_t)(all & ~is_nan(score)), score, set1(kLeast)));
+  }
+}
+
 inline void choose(Team& team, const ChooseArgs& a) {
   const int chunks = (a.experts + kLanes - 1) / kLanes, top_chunks = (a.top_k + kLanes - 1) / kLanes;
-  float* x = (float*)team.local(((size_t)chunks + 2 * top_chunks) * kLanes * sizeof(float) + chunks * sizeof(uint16_t));
-  float *values = x + chunks * kLanes, *e = values + top_chunks * kLanes;
+  float* x = (float*)team.local((2 * (size_t)chunks + 2 * top_chunks) * kLanes * sizeof(float) +
+                                chunks * sizeof(uint16_t));
+  float *best = x + chunks * kLanes, *values = best + chunks * kLanes, *e = values + top_chunks * kLanes;
   uint16_t* taken = (uint16_t*)(e + top_chunks * kLanes);
+  const bool changed = a.sigmoid || a.bias;  // scores are not logits
   each_row(team, a.tokens, a.experts * 4, [&](int64_t row) {
     const float* logits = a.logits + row * a.logits_stride;
     int64_t* ids = a.ids + row * a.top_k;
@@ -184,19 +234,24 @@ inline void choose(Team& team, const ChooseArgs& a) {
       store(x + c * kLanes, select((uint16_t)(all & ~nan), lanes, set1(kLeast)));
       taken[c] = (uint16_t)~all;
     }
-    float total = 0.0f;
-    if (!a.renormalise) {
-      float most = kLeast;
+    float most = kLeast, total = 1.0f;
+    if (!a.renormalise && !a.sigmoid) {
       for (int c = 0; c < chunks; ++c) most = std::max(most, max_lanes(load(x + c * kLanes)));
       F sum = zero();
       for (int c = 0; c < chunks; ++c) sum = add(sum, exp(sub(load(x + c * kLanes), set1(most))));
       total = sum_lanes(sum);
     }
+    if (changed) biased_scores(logits, a, x);
+    if (a.top_groups < a.groups) keep_best_groups(x, taken, a, best);
     std::fill(values, values + top_chunks * kLanes, kLeast);
     take_largest(x, taken, chunks, a.top_k, ids, values);
-    const float chosen = exponentials(values, a.top_k, values[0], e);
+    for (int k = 0; changed && k < a.top_k; ++k) values[k] = std::isnan(logits[ids[k]]) ? kLeast : logits[ids[k]];
+    if (a.renormalise) most = changed ? *std::max_element(values, values + a.top_k) : values[0];
+    if (a.sigmoid) most = a.renormalise ? std::min(most, 0.0f) : 0.0f;
+    const float chosen = (a.sigmoid ? sigmoids : exponentials)(values, a.top_k, most, e);
     if (a.renormalise) total = chosen;
-    for (int k = 0; k < a.top_k; ++k) gates[k] = spoiled ? std::numeric_limits<float>::quiet_NaN() : e[k] / total;
+    for (int k = 0; k < a.top_k; ++k)
+      gates[k] = spoiled ? std::numeric_limits<float>::quiet_NaN() : e[k] / total * a.scale;
   });
 }
 
