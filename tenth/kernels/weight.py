@@ -87,6 +87,10 @@ class DenseExpertTable(ExpertTable):
         """Views of one expert's values: (2F, D), and (D, F)."""
         return self.w13_E2FD[index], self.w2_EDF[index]
 
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """All experts' values: (E, 2F, D), and (E, D, F)."""
+        return self.w13_E2FD, self.w2_EDF
+
     @property
     def nbytes(self) -> int:
         """Bytes that hold it."""

@@ -1,6 +1,7 @@
 """The native module; addresses are plain numbers, a row of numbers is its address and the elements to the next row."""
 
 from collections.abc import Sequence
+from typing import overload
 
 Row = tuple[int, int]
 LinearOut = tuple[Matrix, int, int, int]
@@ -10,7 +11,10 @@ Heads = tuple[int, int, int, int, int, int]
 def instruction_sets() -> list[str]: ...
 
 class Machine:
+    @overload
     def __init__(self, set: str, cpus: Sequence[int]) -> None: ...
+    @overload
+    def __init__(self, set: str, threads: int, runtime: tuple[int, int, int]) -> None: ...
     @property
     def threads(self) -> int: ...
     @property
@@ -96,7 +100,20 @@ class Plan:
         /,
     ) -> None: ...
     def route(
-        self, experts: int, top_k: int, renormalise: bool, logits: int, logits_stride: int, ids: int, gates: int, /
+        self,
+        experts: int,
+        top_k: int,
+        renormalise: bool,
+        sigmoid: bool,
+        groups: int,
+        top_groups: int,
+        scale: float,
+        bias: int,
+        logits: int,
+        logits_stride: int,
+        ids: int,
+        gates: int,
+        /,
     ) -> None: ...
 
 SampleRow = tuple[float, float, float, float, int, float, float, float, int, int, int, int]
@@ -124,3 +141,76 @@ class Walk:
     def run(self) -> float: ...
 
 def products(machine: Machine, type: str, seconds: float, /) -> float: ...
+
+TrainedExperts = tuple[bool, int, int, int, int]
+WeightGradient = tuple[int, bool, bool]
+
+class Assignments:
+    def __init__(self, tokens: int, top_k: int, experts: int, ids: int, gates: int, /) -> None: ...
+    @property
+    def rows(self) -> int: ...
+
+def train_forward(
+    machine: Machine,
+    assignments: Assignments,
+    table: TrainedExperts,
+    x: int,
+    x_stride: int,
+    gates: int,
+    gate_up: int,
+    y: int,
+    /,
+) -> None: ...
+def train_backward(
+    machine: Machine,
+    assignments: Assignments,
+    table: TrainedExperts,
+    x: int,
+    x_stride: int,
+    gates: int,
+    gate_up: int,
+    dy: int,
+    dx: int,
+    dgates: int,
+    dw13: WeightGradient,
+    dw2: WeightGradient,
+    /,
+) -> None: ...
+def train_linear(
+    machine: Machine,
+    kind: int,
+    half: bool,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    x: int,
+    x_stride: int,
+    w: int,
+    dy: int,
+    y: int,
+    dw: WeightGradient,
+    /,
+) -> None: ...
+def train_rows(
+    machine: Machine,
+    shape: tuple[bool, int, int, int],
+    x: int,
+    plus: int,
+    sum: int,
+    norm: tuple[int, float],
+    turn: tuple[int, int],
+    y: int,
+    /,
+) -> None: ...
+def train_rows_backward(
+    machine: Machine,
+    shape: tuple[bool, int, int, int],
+    x: int,
+    norm: tuple[int, float],
+    turn: tuple[int, int],
+    dy: int,
+    dsum: int,
+    dx: int,
+    dweight: int,
+    /,
+) -> None: ...

@@ -16,5 +16,6 @@ struct ExpertList {
 void bind_plan(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 void bind_limits(nanobind::module_& m);
+void bind_grouped(nanobind::module_& m);
 
 }  // namespace tenth

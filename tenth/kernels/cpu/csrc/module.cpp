@@ -36,6 +36,16 @@ NB_MODULE(_native, m) {
             new (self) Machine(ops_of(set), cpus);
           },
           nb::arg("set"), nb::arg("cpus"))
+      .def(
+          "__init__",
+          [](Machine* self, const std::string& set, int threads, const std::tuple<uintptr_t, uintptr_t, uintptr_t>& runtime) {
+            const auto& [parallel, thread, count] = runtime;
+            using R = Runtime;
+            new (self) Machine(ops_of(set), threads, Runtime{at<std::remove_pointer_t<decltype(R::parallel)>>(parallel),
+                                                             at<std::remove_pointer_t<decltype(R::thread)>>(thread),
+                                                             at<std::remove_pointer_t<decltype(R::threads)>>(count)});
+          },
+          nb::arg("set"), nb::arg("threads"), nb::arg("runtime"))
       .def_prop_ro("threads", [](const Machine& self) { return self.pool.size(); })
       .def_prop_ro("set", [](const Machine& self) { return std::string(self.ops->name); });
 
@@ -60,4 +70,5 @@ NB_MODULE(_native, m) {
   bind_plan(m);
   bind_sampler(m);
   bind_limits(m);
+  bind_grouped(m);
 }

@@ -6,6 +6,7 @@
 
 #include "matrix.h"
 #include "team.h"
+#include "train_args.h"
 
 namespace tenth {
 
@@ -146,13 +147,17 @@ struct ScaleRowsArgs {  // y += sigmoid(g) * z, g one number a token
   int64_t y_stride;
 };
 
-struct ChooseArgs {
+struct ChooseArgs {  // tenth/routing/rule.py says what is chosen; a score is a logit, or its sigmoid
   int tokens, experts, top_k;
   const float* logits;
   int64_t logits_stride;
-  bool renormalise;  // gates: softmax over the chosen, else over all
-  int64_t* ids;      // [tokens][top_k]: largest first, of equal ones the lower id; NaN counts as -infinity
-  float* gates;      // [tokens][top_k]: NaN where the token has a NaN
+  bool renormalise;  // gates: softmax over the chosen, else over all; of sigmoids: their sum is 1, else as they are
+  bool sigmoid;
+  const float* bias;       // [experts] added to scores for the choice; or null
+  int groups, top_groups;  // experts lie in equal groups; a token's come from so many of them
+  float scale;             // of gates
+  int64_t* ids;            // [tokens][top_k]: largest first, of equal ones the lower id; NaN counts as -infinity
+  float* gates;            // [tokens][top_k]: NaN where the token has a NaN
 };
 
 struct SampleRow {  // how a token is drawn from one row of logits; the meaning is tenth/engine/sampler.py's
@@ -209,6 +214,11 @@ struct Ops {
   void (*choose)(Team&, const ChooseArgs&);
   void (*sample)(Team&, const SampleArgs&);
   Limits limits;
+  void (*train_forward)(Team&, const ExpertForwardArgs&);
+  void (*train_backward)(Team&, const ExpertBackwardArgs&);
+  void (*train_linear)(Team&, const TrainLinearArgs&);
+  void (*train_rows)(Team&, const TrainRowsArgs&);
+  void (*train_rows_backward)(Team&, const TrainRowsBackwardArgs&);
   bool (*halves_pay)(const KvView&);  // whether AttentionArgs::halves is the faster way on this processor
 };
 

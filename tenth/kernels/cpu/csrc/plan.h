@@ -14,6 +14,7 @@ struct Machine {
   const Ops* ops;
   Pool pool;
   Machine(const Ops* ops, std::vector<int> cpus) : ops(ops), pool(std::move(cpus)) {}
+  Machine(const Ops* ops, int threads, Runtime runtime) : ops(ops), pool(threads, runtime) {}
 };
 
 // how many rows of each kind a run has: tokens, rows that want logits, documents

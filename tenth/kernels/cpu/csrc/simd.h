@@ -56,6 +56,7 @@ inline I shift_in_zeros(I a, int n) { return {_mm512_srli_epi32(a.v, n)}; }  // 
 inline I and_bits(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I or_bits(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline I load_words(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
 inline F load_bytes(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
@@ -176,6 +177,10 @@ inline I and_bits(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si2
 inline I or_bits(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 inline F load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline I load_words(const uint16_t* p) {
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)),
+          _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
 inline F load_bytes(const int8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
@@ -368,6 +373,11 @@ inline float half_to_float(uint16_t h) {
 inline F load_half(const uint16_t* p) {
   F a;
   TENTH_EACH a[i] = half_to_float(p[i]);
+  return a;
+}
+inline I load_words(const uint16_t* p) {
+  I a;
+  TENTH_EACH a[i] = p[i];
   return a;
 }
 inline F load_bytes(const int8_t* p) {

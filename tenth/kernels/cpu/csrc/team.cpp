@@ -9,6 +9,7 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -68,11 +69,17 @@ Buffer::~Buffer() { std::free(data_); }
 
 void Buffer::grow(size_t bytes) {
   if (bytes <= size_) return;
-  bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+  bytes += bytes / 4;
   std::free(data_);
   size_ = 0;
-  data_ = std::aligned_alloc(4096, bytes);
+  constexpr size_t kPage = 4096, kLarge = 2 << 20;
+  const size_t page = bytes < kLarge ? kPage : kLarge;
+  bytes = (bytes + page - 1) / page * page;
+  data_ = std::aligned_alloc(page, bytes);
   if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+  if (page == kLarge) madvise(data_, bytes, MADV_HUGEPAGE);  // refused: small pages
+#endif
   size_ = bytes;
 }
 
@@ -121,6 +128,10 @@ Pool::Pool(std::vector<int> cpus) : size_(cpus.empty() ? 1 : (int)cpus.size()) {
     });
 }
 
+Pool::Pool(int threads, Runtime runtime) : size_(threads), runtime_(runtime) {
+  for (int i = 0; i < size_; ++i) local_.push_back(std::make_unique<Buffer>());
+}
+
 Pool::~Pool() {
   stop_ = true;
   start_.fetch_add(1);
@@ -140,15 +151,33 @@ void Pool::worker(int id) {
   }
 }
 
+void Pool::run_borrowed(const std::function<void(Team&)>& work) {
+  struct Call {
+    Pool* pool;
+    const std::function<void(Team&)>* work;
+  } call{this, &work};
+  const auto enter = [](void* data) {
+    const Call& call = *static_cast<Call*>(data);
+    const Runtime& runtime = call.pool->runtime_;
+    Team team(*call.pool, runtime.thread(), runtime.threads());
+    run_or_end(*call.work, team);
+  };
+  runtime_.parallel(enter, &call, size_, 0);
+}
+
 void Pool::run(const std::function<void(Team&)>& work) {
   while (busy_.test_and_set(std::memory_order_acquire)) busy_.wait(true, std::memory_order_relaxed);
-  work_ = &work;
   for (auto& loop : loops_) loop.value.store(0, std::memory_order_relaxed);
-  start_.fetch_add(1, std::memory_order_release);
-  start_.notify_all();
-  Team team(*this, 0, size_);
-  run_or_end(work, team);
-  team.barrier();
+  if (runtime_.parallel) {
+    run_borrowed(work);
+  } else {
+    work_ = &work;
+    start_.fetch_add(1, std::memory_order_release);
+    start_.notify_all();
+    Team team(*this, 0, size_);
+    run_or_end(work, team);
+    team.barrier();
+  }
   busy_.clear(std::memory_order_release);
   busy_.notify_one();
 }

@@ -50,8 +50,18 @@ class Team {
   uint32_t loop_ = 0;
 };
 
+// Threads of an OpenMP runtime that is in the process already, by its functions: GOMP_parallel, omp_get_thread_num,
+// omp_get_num_threads. Where another library computes on them in turn, its waiting threads and ours would else spin on the
+// same cores.
+struct Runtime {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  int (*thread)();
+  int (*threads)();
+};
+
 class Pool {
  public:
+  Pool(int threads, Runtime runtime);  // so many of the runtime's threads, or fewer where it has fewer
   explicit Pool(std::vector<int> cpus);  // one thread for each (the caller is the first), pinned unless negative; empty: one
   ~Pool();
   int size() const { return size_; }
@@ -64,8 +74,10 @@ class Pool {
   struct alignas(64) Counter { std::atomic<int64_t> value{0}; };
 
   void worker(int id);
+  void run_borrowed(const std::function<void(Team&)>& work);
 
   int size_;
+  Runtime runtime_{};
   Counter loops_[kLoops];
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
