@@ -10,6 +10,7 @@ TenthError                  anything `tenth` refuses, in one line: what is wrong
 │   ├── TokenizerError      a tokenizer that is malformed, or of a kind we do not have
 │   └── TemplateError       a chat template that fails, does not end, or writes too much
 ├── RequestError            a parameter or prompt that cannot be served
+├── TrainingError           a run that cannot go on: a loss that is not finite
 └── MachineError            something this machine lacks: a package, disk, memory, network
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "TenthError",
     "TextError",
     "TokenizerError",
+    "TrainingError",
     "WeightsError",
 ]
 
@@ -66,6 +68,10 @@ class TemplateError(TextError):
 
 class RequestError(TenthError):
     """A parameter or a prompt cannot be served."""
+
+
+class TrainingError(TenthError):
+    """A training run cannot go on: a loss or a gradient that is not finite."""
 
 
 class MachineError(TenthError):

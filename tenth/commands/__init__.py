@@ -17,7 +17,10 @@ from tenth import __version__
 from tenth.errors import TenthError
 
 # in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
-COMMANDS = tuple("chat run show list pull rm upcycle export quantize pack synth check bench".split())
+COMMANDS = (
+    *"chat run show list pull rm upcycle carve train plot".split(),
+    *"export quantize pack synth tokenizer tokenize check bench".split(),
+)
 
 
 class _Group(typer.core.TyperGroup):

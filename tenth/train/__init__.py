@@ -1,1 +1,1 @@
-"""Learning: upcycling a dense model into a sparse one."""
+"""Learning: recipes, the training loop, balance of experts, checkpoints; upcycling and carving of dense models."""

@@ -18,13 +18,14 @@ from torch import Tensor
 from tenth.errors import ConfigError, RequestError
 from tenth.kernels.reference import wide
 from tenth.kernels.weight import DenseExpertTable, DenseWeight
-from tenth.model.batch import Batch, Want
+from tenth.model.batch import Batch
 from tenth.model.config import ModelConfig, MoeConfig
-from tenth.model.decoder import Decoder, Layer
+from tenth.model.decoder import Decoder
 from tenth.model.experts import SparseMlp
 from tenth.model.huggingface import OWN_MODEL_TYPE
 from tenth.model.huggingface_export import exportable_as
 from tenth.model.linear import Mlp
+from tenth.train.dense_layers import calibration_batch, share_all_but_mlps, through
 from tenth.train.router_rows import group_rows
 from tenth.weights.load import check_memory
 
@@ -113,10 +114,10 @@ def upcycle(
     assert moe is not None
     check_memory(config, dense.dtype, dense.device)
     groups = moe.num_experts * moe.intermediate_size // dense.config.intermediate_size
-    batch = _calibration_batch(calibration, 4 * groups, dense)
+    batch = calibration_batch(calibration, 4 * groups, dense)
     x_ND, cos_sin = dense.embedding.rows(_tokens(batch)), dense.cos_sin(batch)
     sparse = Decoder(config, dtype=dense.dtype, device="meta")
-    _share(dense, sparse)
+    share_all_but_mlps(dense, sparse)
     for index, (layer, source) in enumerate(zip(sparse.blocks(), dense.blocks(), strict=True)):
         assert isinstance(source.mlp, Mlp)
         assert isinstance(layer.mlp, SparseMlp)
@@ -124,7 +125,8 @@ def upcycle(
         draws = [torch.Generator().manual_seed((options.seed * config.num_layers + index) * 3 + n) for n in range(3)]
         layer.mlp.experts = _experts(source.mlp, moe, draws[0])
         _redraw(layer.mlp.experts, round(options.reinit * moe.intermediate_size), draws[1])
-        x_ND, states_ND = _through(source, x_ND, batch, cos_sin)
+        x_ND, states_ND = through(source, x_ND, batch, cos_sin)
+        states_ND = states_ND.float().cpu()
         rows_RD = group_rows(states_ND, groups, moe.top_k * groups // moe.num_experts, draws[2])
         rows_ED = rows_RD.repeat_interleave(moe.num_experts // groups, dim=0)
         layer.mlp.router.weight_ED = torch.nn.Parameter(
@@ -135,40 +137,9 @@ def upcycle(
     return sparse.eval()
 
 
-def _calibration_batch(documents: Sequence[Sequence[int]], least: int, dense: Decoder) -> Batch:
-    batch = Batch.of(documents, device=dense.device)
-    if len(batch) < least:
-        raise RequestError(
-            f"{len(batch)} tokens of calibration text are too few for these routers; give {least} or more"
-        )
-    return batch
-
-
 def _tokens(batch: Batch) -> Tensor:
     assert batch.tokens_T is not None
     return batch.tokens_T
-
-
-def _through(layer: Layer, x_ND: Tensor, batch: Batch, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Run one dense layer; returns its output and what entered its feed-forward part, float32 on the CPU."""
-    kept: list[Tensor] = []
-    hook = layer.mlp.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float().cpu()))
-    try:
-        x_ND, _ = layer(x_ND, batch, cos_sin, None, Want(logits="none"), None)
-    finally:
-        hook.remove()
-    return x_ND, kept[0]
-
-
-def _share(dense: Decoder, sparse: Decoder) -> None:
-    """Everything but the feed-forward layers is the dense model's own."""
-    sparse.embedding, sparse.norm, sparse.head = dense.embedding, dense.norm, dense.head
-    for source, target in zip(dense.blocks(), sparse.blocks(), strict=True):
-        target.attention_norm, target.attention, target.mlp_norm = (
-            source.attention_norm,
-            source.attention,
-            source.mlp_norm,
-        )
 
 
 def _experts(source: Mlp, moe: MoeConfig, generator: torch.Generator) -> DenseExpertTable:

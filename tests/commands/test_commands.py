@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import tenth
@@ -124,15 +125,13 @@ def test_help_of_a_command_names_every_option(name: str) -> None:
     done = _invoke(name, "--help")
     assert done.exit_code == 0
     command = importlib.import_module(f"tenth.commands.{name}_command").command
-    parameters = inspect.signature(command).parameters
-    spelled = {"model_type": "--as", "think": "--think"}
-    arguments = {"chat": {"model"}, "check": {"model"}, "pull": {"name"}, "rm": {"name"}, "synth": {"preset", "out"}}
-    arguments |= {command: {"source", "out"} for command in ("upcycle", "pack", "quantize")}
-    given = arguments.get(name, {"model", "out"})
-    for parameter in parameters:
-        option = spelled.get(parameter, "--" + parameter.replace("_", "-"))
-        shown = option if parameter not in given else parameter.upper()
-        assert re.search(rf"(^|\s|│|\[){shown}\b", done.stdout, re.MULTILINE), (shown, done.stdout)
+    table = typer.main.get_command(app)
+    declared = table.get_command(typer.Context(table), name)  # type: ignore[attr-defined]
+    assert {parameter.name for parameter in declared.params} == set(inspect.signature(command).parameters)
+    for parameter in declared.params:
+        shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name
+        found = re.search(rf"(^|\s|│|\[){re.escape(shown)}", done.stdout, re.MULTILINE)
+        assert found, (shown, done.stdout)
     assert "…" not in done.stdout  # nothing was cut to the width
     assert command.__doc__.split(".")[0].split()[0] in done.stdout
 

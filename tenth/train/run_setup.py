@@ -1,0 +1,129 @@
+"""The model of a recipe, built to learn, with its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tenth.errors import MachineError, RequestError
+from tenth.kernels.backend import Backend
+from tenth.kernels.reference import wide
+from tenth.kernels.training import training_kernels
+from tenth.model.decoder import Decoder, initialise
+from tenth.model.huggingface_export import exportable_as
+from tenth.train.default_model import default_model
+from tenth.train.distill import Distillation
+from tenth.train.low_rank import attach
+from tenth.train.objective import LanguageModelling, Objective
+from tenth.train.recipe import ModelOptions, Recipe
+from tenth.weights.bundled import bundled_gguf
+from tenth.weights.checkpoint import Checkpoint, open_checkpoint
+from tenth.weights.generation import GenerationDefaults
+from tenth.weights.hub import find
+from tenth.weights.load import Progress, load_decoder
+from tenth.weights.tokenizer import Tokenizer
+
+Report = Callable[[str], Progress]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """The model that learns, and what goes with it into the folder at the end.
+
+    `start` has weights in full precision where the decoder computes in less, by name.
+    """
+
+    decoder: Decoder
+    start: dict[str, Tensor]
+    objective: Objective
+    tokenizer: Tokenizer | None
+    generation: GenerationDefaults | None
+
+
+def open_learner(recipe: Recipe, report: Report) -> Learner:
+    """Build the model of a recipe with kernels that have gradients; nothing is written."""
+    device, dtype = _device(recipe.run.device), DTYPES[recipe.precision.compute]
+    with ExitStack() as stack:
+        checkpoint = None
+        if recipe.model.start:
+            checkpoint = stack.enter_context(open_checkpoint(locate(recipe.model.start, report)))
+        tokenizer = _tokenizer(recipe.model, checkpoint, report)
+        generation = None if checkpoint is None else checkpoint.generation()
+        source = _source(recipe, checkpoint, wide(dtype), report)
+    exportable_as(source.config, source.config.model_type)
+    if tokenizer is not None and tokenizer.vocabulary > source.config.vocab_size:
+        raise RequestError(
+            f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocab_size is {source.config.vocab_size}"
+        )
+    on = Backend(dtype, device, training_kernels(recipe.run.threads or None))
+    objective = _objective(recipe, on, report)
+    decoder = _rebuilt(source, on)
+    start = {name: p.detach() for name, p in source.named_parameters() if on.dtype != wide(on.dtype)}
+    if recipe.low_rank is not None:
+        attach(decoder, recipe.low_rank)
+    if tokenizer is not None:
+        generation = (generation or GenerationDefaults()).with_ends(tokenizer.end_ids)
+    return Learner(decoder, start, objective, tokenizer, generation)
+
+
+@torch.no_grad()
+def _rebuilt(source: Decoder, on: Backend) -> Decoder:
+    """The same model in the type and on the kernels of `on`; biases of routers stay without gradients."""
+    decoder, values = Decoder(source.config, on=on), dict(source.named_parameters())
+    for name, parameter in decoder.named_parameters():
+        parameter.copy_(values[name])
+    return decoder
+
+
+def _objective(recipe: Recipe, on: Backend, report: Report) -> Objective:
+    if recipe.distill is None:
+        return LanguageModelling()
+    with open_checkpoint(locate(recipe.distill.teacher, report)) as checkpoint:
+        if checkpoint.packed is not None:
+            raise RequestError(f"{checkpoint.path}: a teacher of packed weights is slow: name what it was made from")
+        teacher = load_decoder(checkpoint, dtype=on.dtype, progress=report("reading the teacher"))
+    return Distillation(_rebuilt(teacher, on), recipe.distill)
+
+
+def locate(name: str, report: Report) -> Path:
+    """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source."""
+    if name == "default-dense":
+        return bundled_gguf()
+    return default_model(report) if name == "default" else find(name)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RequestError(f"run.device is {name!r:.40}, it must be cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(f"run.device is {name!r}, this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"run.device is {name!r:.40}, it must be cpu, cuda or cuda:N")
+    return device
+
+
+def _source(recipe: Recipe, checkpoint: Checkpoint | None, dtype: torch.dtype, report: Report) -> Decoder:
+    """The weights to start from, in full precision."""
+    if checkpoint is not None:
+        if checkpoint.packed is not None:
+            raise RequestError(f"{checkpoint.path}: packed weights do not learn: go on from what they were made from")
+        return load_decoder(checkpoint, dtype=dtype, progress=report("reading the model"))
+    assert recipe.model.shape is not None, "one of both is given"
+    return initialise(Decoder(recipe.model.shape, dtype=dtype), recipe.run.seed, recipe.model.init_std)
+
+
+def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:
+    if not options.tokenizer:
+        return None if checkpoint is None else checkpoint.tokenizer()
+    if (Path(options.tokenizer) / "tokenizer.json").is_file():
+        return Tokenizer.from_folder(Path(options.tokenizer))
+    with open_checkpoint(locate(options.tokenizer, report)) as other:
+        return other.tokenizer()
