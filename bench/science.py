@@ -1,0 +1,68 @@
+"""What the scientific drivers share: processes that are not run twice, intervals of few seeds, colours, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; lines and marks differ too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds and half its 95 % interval by Student's t; that of a single one is unknown (nan)."""
+
+    value: float
+    half: float
+    count: int
+
+    def __format__(self, form: str) -> str:
+        return f"{self.value:{form}}" if math.isnan(self.half) else f"{self.value:{form}} ± {self.half:{form}}"
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean over seeds with its interval."""
+    if len(values) < 2:
+        return Mean(values[0] if values else math.nan, math.nan, len(values))
+    half = _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return Mean(statistics.mean(values), half, len(values))
+
+
+def carried_out(what: str, command: Sequence[str | Path], log: Path) -> None:
+    """Run a program; what it prints goes to `log`. Ends this one where it fails, telling its last words."""
+    started = time.perf_counter()
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(map(str, command))}\n")
+        file.flush()
+        code = subprocess.run([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        last = (log.read_text().strip() or "nothing").splitlines()[-1]
+        sys.exit(f"{what}: ended with {code}: {last} (more in {log})")
+    print(f"{what}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """All or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
