@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class Loader:
 
     def _restart(self) -> None:
         self._index = 0
-        self._rest: Piece | None = None
-        self._mixture = Mixture(self._files, [source.weight for source in self.sources], self.seed)
+        self._waiting: list[Piece] = []  # of the row that is being filled
+        self._mixture = Mixture(self._files, [source.weight for source in self.sources], self.seed, self.length)
 
     @property
     def index(self) -> int:
@@ -54,12 +55,20 @@ class Loader:
         return read_row(index, self.length, pieces, self._files, domains)
 
     def _advance(self) -> list[Piece]:
-        pieces, self._rest = fill(self.length, self._rest, self._mixture.draw)
+        """A part as long as a row is one, whole; the others are laid end to end and cut where a row is full."""
         self._index += 1
-        return pieces
+        room = self.length - sum(piece.stop - piece.start for piece in self._waiting)
+        while (piece := self._mixture.draw()).stop - piece.start < room:
+            self._waiting.append(piece)
+            room -= piece.stop - piece.start
+        if piece.stop - piece.start == self.length:
+            return [piece]
+        row, cut = self._waiting, piece.start + room
+        self._waiting = [replace(piece, start=cut)] if cut < piece.stop else []
+        return [*row, replace(piece, stop=cut)]
 
     def seek(self, index: int) -> None:
-        """Go to a sample by its index alone: exact, by counting documents from the start without reading tokens."""
+        """Go to a sample by its index alone: exact, by counting parts from the start without reading tokens."""
         if index < 0:
             raise RequestError(f"sample {index} does not exist; the first is 0")
         if index < self._index:
@@ -69,15 +78,15 @@ class Loader:
 
     def epochs(self) -> dict[str, float]:
         """How often each source has been drawn in full, by name."""
-        pairs = zip(self.sources, self._mixture.cursors, self._files, strict=True)
-        return {source.name: cursor.epoch + cursor.place / file.documents for source, cursor, file in pairs}
+        cursors = enumerate(self._mixture.cursors)
+        done = [cursor.epoch + cursor.place / self._mixture.parts(number) for number, cursor in cursors]
+        return {source.name: epochs for source, epochs in zip(self.sources, done, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, as JSON can hold it, with what tells its sources from others."""
         cursors = [{"epoch": c.epoch, "place": c.place, "drawn": c.drawn} for c in self._mixture.cursors]
-        rest = self._rest
-        remainder = None if rest is None else [rest.source, rest.document, rest.start]
-        return {"index": self._index, "cursors": cursors, "remainder": remainder, **self._identity()}
+        waiting = [[piece.source, piece.document, piece.start] for piece in self._waiting]
+        return {"index": self._index, "cursors": cursors, "waiting": waiting, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         sources = [
@@ -88,15 +97,12 @@ class Loader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where `state` was taken; RequestError, and no change, where it is of other data or malformed."""
-        counts = [(file.documents, file.bounds) for file in self._files]
+        counts = [(self._mixture.parts(number), file.bounds) for number, file in enumerate(self._files)]
         check_state(state, self._identity(), counts)
         self._restart()
         self._mixture.cursors = [Cursor(**cursor) for cursor in state["cursors"]]
         self._index = state["index"]
-        if state["remainder"] is not None:
-            source, document, start = state["remainder"]
-            bounds = self._files[source].bounds
-            self._rest = Piece(source, document, start, int(bounds[document + 1] - bounds[document]))
+        self._waiting = [self._mixture.part(*place) for place in state["waiting"]]
 
 
 def samples(path: Path, length: int, limit: int | None = None) -> list[Sample]:

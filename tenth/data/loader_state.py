@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tenth.errors import RequestError
 
-_KEYS = {"index", "cursors", "remainder", "length", "seed", "vocab_size", "sources"}
+_KEYS = {"index", "cursors", "waiting", "length", "seed", "vocab_size", "sources"}
 _MOST = 1 << 62
 
 
@@ -18,7 +18,7 @@ def check_state(
 ) -> None:
     """RequestError where `state` is of other data than `identity`, naming the difference, or is malformed.
 
-    `files` has the number of documents and the bounds of each source.
+    `files` has the number of parts in an epoch and the bounds of each source.
     """
     if not isinstance(state, Mapping) or state.keys() != _KEYS:
         odd = sorted(map(str, {*state} ^ _KEYS)) if isinstance(state, Mapping) else [type(state).__name__]
@@ -46,25 +46,24 @@ def _check_sources(found: object, expected: Sequence[Mapping[str, Any]]) -> None
 
 
 def _check_places(state: Mapping[str, Any], files: Sequence[tuple[int, NDArray[Any]]]) -> None:
-    cursors, remainder = state["cursors"], state["remainder"]
+    cursors, waiting = state["cursors"], state["waiting"]
     good = _whole(state["index"], _MOST) and isinstance(cursors, list) and len(cursors) == len(files)
     good = good and all(
         isinstance(cursor, Mapping)
         and cursor.keys() == {"epoch", "place", "drawn"}
-        and all(_whole(cursor[key], most) for key, most in (("epoch", _MOST), ("place", documents), ("drawn", _MOST)))
-        for cursor, (documents, _) in zip(cursors, files, strict=True)
+        and all(_whole(cursor[key], most) for key, most in (("epoch", _MOST), ("place", parts), ("drawn", _MOST)))
+        for cursor, (parts, _) in zip(cursors, files, strict=True)
     )
-    if not good or not (remainder is None or _is_piece(remainder, files)):
-        raise RequestError("the state of the data is malformed: its cursors or its remainder are no places in the data")
+    if not good or not isinstance(waiting, list) or not all(_is_place(place, files) for place in waiting):
+        raise RequestError("the state of the data is malformed: its cursors or its waiting row are no places in it")
 
 
-def _is_piece(remainder: object, files: Sequence[tuple[int, NDArray[Any]]]) -> bool:
-    if not isinstance(remainder, list) or len(remainder) != 3 or not _whole(remainder[0], len(files)):
+def _is_place(place: object, files: Sequence[tuple[int, NDArray[Any]]]) -> bool:
+    """Whether it is the number of a source, of a document of it, and of a token of that."""
+    if not isinstance(place, list) or len(place) != 3 or not _whole(place[0], len(files)):
         return False
-    documents, bounds = files[remainder[0]]
-    return _whole(remainder[1], documents) and _whole(
-        remainder[2], int(bounds[remainder[1] + 1] - bounds[remainder[1]])
-    )
+    bounds = files[place[0]][1]
+    return _whole(place[1], len(bounds) - 1) and _whole(place[2], int(bounds[place[1] + 1] - bounds[place[1]]))
 
 
 def _whole(value: object, most: int) -> bool:

@@ -1,4 +1,8 @@
-"""Which document comes next: sources mixed by their shares of tokens, each shuffled anew in every epoch."""
+"""Which part of a document comes next: sources mixed by their shares of tokens, each shuffled anew in every epoch.
+
+Documents longer than a row are drawn in parts of a row each: attention does not see beyond the row anyway, and a book
+would else fill whole batches by itself.
+"""
 
 from __future__ import annotations
 
@@ -38,35 +42,53 @@ class Cursor:
 
 
 class Mixture:
-    """An endless, deterministic order of documents over several files."""
+    """An endless, deterministic order of documents, or parts of `length` tokens of them, over several files."""
 
-    def __init__(self, files: Sequence[TokenFile], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, files: Sequence[TokenFile], weights: Sequence[float], seed: int, length: int) -> None:
         total = math.fsum(weights)
-        self._files, self._seed = files, seed
+        self._files, self._seed, self._length = files, seed, length
+        # of each source: the number of the first part of each document, and of all parts
+        self._firsts = [parts_before(file.bounds, length) for file in files]
         self._shares = [weight / total for weight in weights]
         self._orders: list[tuple[int, NDArray[np.int64]] | None] = [None] * len(files)
         self.cursors = [Cursor() for _ in files]
 
     def draw(self) -> Piece:
-        """The next whole document, from the source that is furthest behind its share of the tokens so far."""
+        """The next part, from the source that is furthest behind its share of the tokens so far."""
         total = sum(cursor.drawn for cursor in self.cursors)
         behind = [share * total - cursor.drawn for share, cursor in zip(self._shares, self.cursors, strict=True)]
         source = behind.index(max(behind))
-        file, cursor = self._files[source], self.cursors[source]
-        document = int(self._order(source)[cursor.place])
-        length = int(file.bounds[document + 1] - file.bounds[document])
-        cursor.drawn += length
+        firsts, cursor = self._firsts[source], self.cursors[source]
+        part = int(self._order(source)[cursor.place])
+        document = int(np.searchsorted(firsts, part, side="right")) - 1
+        piece = self.part(source, document, (part - int(firsts[document])) * self._length)
+        cursor.drawn += piece.stop - piece.start
         cursor.place += 1
-        if cursor.place == file.documents:
+        if cursor.place == self.parts(source):
             cursor.epoch, cursor.place = cursor.epoch + 1, 0
-        return Piece(source, document, 0, length)
+        return piece
+
+    def parts(self, source: int) -> int:
+        """Parts of a source's documents in an epoch."""
+        return int(self._firsts[source][-1])
+
+    def part(self, source: int, document: int, start: int) -> Piece:
+        """From a token of a document to the end of the part that it is in."""
+        first, last = self._files[source].bounds[document : document + 2].tolist()
+        return Piece(source, document, start, min((start // self._length + 1) * self._length, last - first))
 
     def _order(self, source: int) -> NDArray[np.int64]:
         epoch, kept = self.cursors[source].epoch, self._orders[source]
         if kept is None or kept[0] != epoch:
-            kept = epoch, permutation(self._files[source].documents, self._seed, source, epoch)
+            kept = epoch, permutation(self.parts(source), self._seed, source, epoch)
             self._orders[source] = kept
         return kept[1]
+
+
+def parts_before(bounds: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """How many parts of at most `length` tokens lie before each document, and in all; one longer than the documents."""
+    parts = -(-(bounds[1:] - bounds[:-1]) // length)
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(parts)))
 
 
 def permutation(count: int, *key: int) -> NDArray[np.int64]:

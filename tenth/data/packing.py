@@ -1,4 +1,4 @@
-"""Rows of a fixed length from documents: a document that does not fit is cut, its rest begins the next row.
+"""Rows of a fixed length from documents: one that does not fit is cut, its rest begins another row.
 
 Attention cannot see the part in the row before, so positions of the rest begin at 0 again. T tokens of a row.
 """

@@ -21,7 +21,7 @@ SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 def mixture(folder: Path, sources: list[list[int]], weights: list[float], seed: int = 0) -> Mixture:
     """Sources of documents with the given lengths."""
     paths = [write_tokens(folder / str(n), numbered(lengths)) for n, lengths in enumerate(sources)]
-    return Mixture([TokenFile(path) for path in paths], weights, seed)
+    return Mixture([TokenFile(path) for path in paths], weights, seed, 1000)
 
 
 @settings(max_examples=60, deadline=None)
