@@ -1,7 +1,7 @@
 """Balance of experts as a science: what each way of keeping it does to loads, perplexity and specialisation.
 
 Every arm is `tenth train small-moe` with settings of its own, three seeds each (weights and order of data), all else
-equal; `dense` is its twin of equal active compute. MaxVio is global: of 32 batches together, at the end of training
+equal; `dense` is its twin of equal active compute. MaxVio is global: of 64 batches together, at the end of training
 and along it; and of held-out text. Perplexity is of text first published in 2026 (C++: of a package that was not
 learned from). Specialisation is phi^2 of expert and domain (tenth/routing/specialisation.py): observed beyond chance,
 what token identity predicts of it, and what is left over. Saturation is the share of the choices of the untrained
@@ -44,7 +44,7 @@ ARMS = {
     "none": Arm("no balance", ("balance.kind=none",)),
     "micro": Arm("micro-batch loss 1e-3", ("balance.kind=micro", "balance.weight=1e-3")),
     "global": Arm("global-batch loss 1e-3", ("balance.kind=global", "balance.weight=1e-3")),
-    "free-sigmoid": Arm("loss-free, sigmoid", (*FREE, "model.shape.moe.score=sigmoid", "balance.bias_rate=1e-3")),
+    "free-sigmoid": Arm("loss-free, sigmoid", (*FREE, "model.shape.moe.score=sigmoid", "balance.bias_rate=3e-3")),
     "free-softmax": Arm("loss-free, softmax", (*FREE, "model.shape.moe.score=softmax", "balance.bias_rate=1e-2")),
     "dense": Arm("dense of equal compute", recipe="small-dense"),
 }
@@ -273,7 +273,7 @@ def picture(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
         draw_perplexity(text, runs, number, len(found), ARMS[name].label)
     draw_specialisation(kinds, found)
     along.axhline(BAR, color="grey", linewidth=0.8)
-    along.set(xlabel="tokens learned from", ylabel="MaxVio over 32 batches, mean of layers", yscale="log")
+    along.set(xlabel="tokens learned from", ylabel="MaxVio over 64 batches, mean of layers", yscale="log")
     loads.axhline(1, color="grey", linewidth=0.8)
     loads.set(xlabel="experts of a layer, busiest first", ylabel="load over mean, held-out text", yscale="log")
     text.set(ylabel="held-out perplexity")

@@ -6,7 +6,9 @@ versions from 2024; nothing of them is installed. Held-out text is code and pros
 models learn with a tokenizer of 8,192 tokens made from the same text.
 
 Written into OUT: `text/*.jsonl` (keys text, source), `tokenizer/`, and a token file for each: code, prose, cpp,
-code-2026, prose-2026, cpp-held-out. What is there already is kept, so a broken download can be gone on with.
+code-2026, prose-2026, cpp-held-out. Token files to learn from hold pieces of about 2,000 characters in random order, so
+that a small batch has many documents; held-out ones hold whole files. What is there already is kept, so a broken
+download can be gone on with.
 
 usage: python bench/lab_corpus.py OUT [--megabytes 8] [--held-out 0.8] [--vocab 8192]
 """
@@ -92,9 +94,23 @@ NEW = {
     "gds-interchange==0.1.0": "2026-04",
     "skydiscover==0.1.0": "2026-02",
     "analogsim==0.1.0": "2026-08",
+    "hookie==0.1.0": "2026-10",
+    "nifreeze==0.1.0": "2026-02",
+    "libsize==0.1.0": "2026-10",
+    "handanim==0.1.0": "2026-06",
+    "pyrcn==0.1.0": "2026-07",
+    "sith-chem==0.1.0": "2026-08",
+    "saudi-law-tools==0.1.0": "2026-08",
+    "ase-uhal==0.1.0": "2026-03",
+    "embedding-dedupe==0.1.0": "2026-04",
+    "socket-lm==0.1.0": "2026-09",
+    "pastebox==0.1.0": "2026-07",
+    "maolang==0.1.0": "2026-09",
+    "rsdiff==0.1.0": "2026-10",
 }
 ENDINGS = {"code": (".py",), "prose": (".rst", ".md", ".txt"), "cpp": (".h", ".hpp", ".hh", ".cpp")}
-SHORTEST, LONGEST = 500, 40_000  # characters of a document: no file outweighs the others
+SHORTEST, LONGEST = 500, 40_000  # characters of a file: none outweighs the others
+PIECE = 2_000  # characters of a document to learn from: a batch of a few thousand tokens should hold many
 SIMILAR = 0.5  # of runs of five words: more is a near-duplicate
 
 
@@ -194,6 +210,16 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else text[: text.rfind("\n", 0, LONGEST) + 1] or text[:LONGEST]
 
 
+def pieces(text: str) -> list[str]:
+    """A text cut at ends of lines, none much longer than a piece; what is left at the end goes with the last one."""
+    made, start = list[str](), 0
+    while len(text) - start > 1.5 * PIECE:
+        end = text.rfind("\n", start + PIECE // 2, start + PIECE) + 1 or start + PIECE
+        made.append(text[start:end])
+        start = end
+    return [*made, text[start:]]
+
+
 # ---- choice
 
 
@@ -257,10 +283,23 @@ def write_texts(out: Path, megabytes: float, held_out: float) -> None:
             before = len(chosen)
             chosen = without_duplicates(chosen, learned)
             print(f"{part.name}: {before - len(chosen)} of {before} documents were near-duplicates", file=sys.stderr)
-        lines = (json.dumps({"text": text, "source": package}) for text, package in chosen)
-        partial = path.with_suffix(".partial")
-        partial.write_text("\n".join(lines) + "\n")
-        partial.replace(path)
+        write_lines(path, chosen)
+        if part.learned:
+            cut = [(piece, package) for text, package in chosen for piece in pieces(text)]
+            write_lines(pieces_path(out, part), random.Random(0).sample(cut, len(cut)))
+
+
+def write_lines(path: Path, texts: Iterable[tuple[str, str]]) -> None:
+    """Texts and their packages as JSON lines, all or none."""
+    lines = (json.dumps({"text": text, "source": package}) for text, package in texts)
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(path)
+
+
+def pieces_path(out: Path, part: Part) -> Path:
+    """Where the documents of a part are: of what is learned from, pieces of its files."""
+    return out / "text" / f"{part.name}{'-pieces' if part.learned else ''}.jsonl"
 
 
 def write_tokens(out: Path, vocabulary: int) -> None:
@@ -273,9 +312,7 @@ def write_tokens(out: Path, vocabulary: int) -> None:
     for part in PARTS:
         path = out / f"{part.name}.tokens"
         if not path.exists():
-            tally = tokenize(
-                [TextSource(str(out / "text" / f"{part.name}.jsonl"), domain=part.domain)], tokenizer, path
-            )
+            tally = tokenize([TextSource(str(pieces_path(out, part)), domain=part.domain)], tokenizer, path)
             share = tally.text_bytes / tally.tokens
             print(f"{path}: {tally.documents:,} documents, {tally.tokens:,} tokens, {share:.2f} bytes each")
 

@@ -15,7 +15,7 @@ _LENGTH = 1024  # tokens of a document that are taken at most: more documents te
 
 
 def calibration_documents(corpora: Sequence[str], tokenizer: Tokenizer, tokens: int, seed: int) -> list[list[int]]:
-    """Documents of `tokens` tokens in all, or what there is, from all corpora by turns; of each its beginning.
+    """Documents of `tokens` tokens in all, or what there is, as much of each corpus; of each document its beginning.
 
     A corpus is a file, a folder or a pattern: token files, text, JSON lines, Parquet. Without any, passages of Python's
     own library are taken, drawn by `seed`. RequestError where there is no text.
@@ -25,17 +25,16 @@ def calibration_documents(corpora: Sequence[str], tokenizer: Tokenizer, tokens: 
     else:
         turns = [(tokenizer.encode(text) for text in documents(seed))]
     taken: list[list[int]] = []
-    room = tokens
-    while turns and room > 0:
-        for turn in list(turns):
-            ids = next(turn, None)
-            if ids is None:
-                turns.remove(turn)
-                continue
-            taken.append(ids[: min(_LENGTH, room)])
-            room -= len(taken[-1])
-            if room <= 0:
-                break
+    given = [0] * len(turns)
+    while sum(given) < tokens and turns:
+        turn = min(range(len(turns)), key=given.__getitem__)  # the corpus that has given least
+        ids = next(turns[turn], None)
+        if ids is None:
+            del turns[turn]
+            tokens -= given.pop(turn)
+            continue
+        taken.append(ids[: min(_LENGTH, tokens - sum(given))])
+        given[turn] += len(taken[-1])
     if not taken:
         raise RequestError("the texts to calibrate with are empty")
     return taken

@@ -50,6 +50,12 @@ class ModelOptions:
     init_std: float = setting(
         "deviation of the normal distribution that starting weights are drawn from", 0.02, above=0
     )
+    init_embedding_std: float = setting(
+        "that of embeddings; 0: init_std. About 1, with a head of its own, keeps tokens apart in a small model's first "
+        "steps: otherwise what they have in common outweighs them, and routers send all to the same experts",
+        0.0,
+        least=0,
+    )
     tokenizer: str = setting("folder or model whose tokenizer is used; empty: that of `from`", "")
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from tenth.errors import MachineError, RequestError
 from tenth.kernels.backend import Backend
 from tenth.kernels.reference import wide
 from tenth.kernels.training import training_kernels
+from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.huggingface_export import exportable_as
 from tenth.train.default_model import default_model
@@ -117,7 +118,17 @@ def _source(recipe: Recipe, checkpoint: Checkpoint | None, dtype: torch.dtype, r
             raise RequestError(f"{checkpoint.path}: packed weights do not learn: go on from what they were made from")
         return load_decoder(checkpoint, dtype=dtype, progress=report("reading the model"))
     assert recipe.model.shape is not None, "one of both is given"
-    return initialise(Decoder(recipe.model.shape, dtype=dtype), recipe.run.seed, recipe.model.init_std)
+    return _drawn(recipe.model, recipe.model.shape, recipe.run.seed, dtype)
+
+
+@torch.no_grad()
+def _drawn(options: ModelOptions, shape: ModelConfig, seed: int, dtype: torch.dtype) -> Decoder:
+    """Starting weights by chance."""
+    decoder = initialise(Decoder(shape, dtype=dtype), seed, options.init_std)
+    if options.init_embedding_std:
+        for parameter in decoder.embedding.parameters():
+            parameter.mul_(options.init_embedding_std / options.init_std)
+    return decoder
 
 
 def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:

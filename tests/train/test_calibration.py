@@ -1,4 +1,4 @@
-"""What routers are fitted to: documents from all corpora by turns, up to so many tokens."""
+"""What routers are fitted to: as much of every corpus, up to so many tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def _token_file(path: Path, documents: list[list[int]], vocab_size: int = 259) -
     return path
 
 
-def test_corpora_take_turns_until_there_are_enough_tokens(tmp_path: Path) -> None:
+def test_corpora_give_equally_until_there_are_enough_tokens(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tmp_path)
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("abc", "", "de")))
     ids = _token_file(tmp_path / "ids.tokens", [[1] * 5, [2] * 5, [3] * 5, [4] * 5])
     corpora = [str(tmp_path / "lines.jsonl"), str(ids)]
     abc, de = tokenizer.encode("abc"), tokenizer.encode("de")
+    # three, then five, then two more are five each; the next turn finds the first at its end
     assert calibration_documents(corpora, tokenizer, 100, 0) == [abc, [1] * 5, de, [2] * 5, [3] * 5, [4] * 5]
     assert calibration_documents(corpora, tokenizer, 9, 0) == [abc, [1] * 5, de[:1]]
 
