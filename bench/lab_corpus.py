@@ -6,9 +6,7 @@ versions from 2024; nothing of them is installed. Held-out text is code and pros
 models learn with a tokenizer of 8,192 tokens made from the same text.
 
 Written into OUT: `text/*.jsonl` (keys text, source), `tokenizer/`, and a token file for each: code, prose, cpp,
-code-2026, prose-2026, cpp-held-out. Token files to learn from hold pieces of about 2,000 characters in random order, so
-that a small batch has many documents; held-out ones hold whole files. What is there already is kept, so a broken
-download can be gone on with.
+code-2026, prose-2026, cpp-held-out. What is there already is kept, so a broken download can be gone on with.
 
 usage: python bench/lab_corpus.py OUT [--megabytes 8] [--held-out 0.8] [--vocab 8192]
 """
@@ -110,7 +108,6 @@ NEW = {
 }
 ENDINGS = {"code": (".py",), "prose": (".rst", ".md", ".txt"), "cpp": (".h", ".hpp", ".hh", ".cpp")}
 SHORTEST, LONGEST = 500, 40_000  # characters of a file: none outweighs the others
-PIECE = 2_000  # characters of a document to learn from: a batch of a few thousand tokens should hold many
 SIMILAR = 0.5  # of runs of five words: more is a near-duplicate
 
 
@@ -210,16 +207,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else text[: text.rfind("\n", 0, LONGEST) + 1] or text[:LONGEST]
 
 
-def pieces(text: str) -> list[str]:
-    """A text cut at ends of lines, none much longer than a piece; what is left at the end goes with the last one."""
-    made, start = list[str](), 0
-    while len(text) - start > 1.5 * PIECE:
-        end = text.rfind("\n", start + PIECE // 2, start + PIECE) + 1 or start + PIECE
-        made.append(text[start:end])
-        start = end
-    return [*made, text[start:]]
-
-
 # ---- choice
 
 
@@ -284,9 +271,6 @@ def write_texts(out: Path, megabytes: float, held_out: float) -> None:
             chosen = without_duplicates(chosen, learned)
             print(f"{part.name}: {before - len(chosen)} of {before} documents were near-duplicates", file=sys.stderr)
         write_lines(path, chosen)
-        if part.learned:
-            cut = [(piece, package) for text, package in chosen for piece in pieces(text)]
-            write_lines(pieces_path(out, part), random.Random(0).sample(cut, len(cut)))
 
 
 def write_lines(path: Path, texts: Iterable[tuple[str, str]]) -> None:
@@ -295,11 +279,6 @@ def write_lines(path: Path, texts: Iterable[tuple[str, str]]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(path)
-
-
-def pieces_path(out: Path, part: Part) -> Path:
-    """Where the documents of a part are: of what is learned from, pieces of its files."""
-    return out / "text" / f"{part.name}{'-pieces' if part.learned else ''}.jsonl"
 
 
 def write_tokens(out: Path, vocabulary: int) -> None:
@@ -312,7 +291,9 @@ def write_tokens(out: Path, vocabulary: int) -> None:
     for part in PARTS:
         path = out / f"{part.name}.tokens"
         if not path.exists():
-            tally = tokenize([TextSource(str(pieces_path(out, part)), domain=part.domain)], tokenizer, path)
+            tally = tokenize(
+                [TextSource(str(out / "text" / f"{part.name}.jsonl"), domain=part.domain)], tokenizer, path
+            )
             share = tally.text_bytes / tally.tokens
             print(f"{path}: {tally.documents:,} documents, {tally.tokens:,} tokens, {share:.2f} bytes each")
 

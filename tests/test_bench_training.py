@@ -150,15 +150,6 @@ def test_long_texts_end_with_a_line() -> None:
     assert lab.shortened("x" * 50_000) == "x" * lab.LONGEST
 
 
-def test_pieces_are_the_text() -> None:
-    text = "".join(f"line {n}\n" * (n % 7) for n in range(2000)) + "x" * 5000
-    cut = lab.pieces(text)
-    assert "".join(cut) == text
-    assert all(lab.PIECE // 2 < len(piece) <= 1.5 * lab.PIECE for piece in cut)
-    assert all(piece.endswith("\n") for piece in cut[:10])
-    assert lab.pieces("short\n") == ["short\n"]
-
-
 def test_packages_share_and_small_ones_leave_room() -> None:
     packages = {"small": ["s" * 100], "large": [f"{n:03d}" * 100 for n in range(50)], "twin": ["s" * 100]}
     chosen = lab.drawn(packages, 9_000)
