@@ -189,3 +189,17 @@ def test_state_is_named_and_whole() -> None:
     assert "square/layers.1.mlp.experts.w2_EDF" not in names
     held = sum(len(part.averages) + 1 for part in optimizer.learned)
     assert len(names) == held
+
+
+def test_routers_have_a_rate_of_their_own() -> None:
+    """AdamW's first step is its rate, whatever the size of a gradient."""
+    decoder = _decoder()
+    optimizer = Optimizer(
+        decoder.named_parameters(), OptimizerOptions(lr=1e-2, router_lr=1e-4, clip=0.0, weight_decay=0.0)
+    )
+    before = {part.name: part.master.clone() for part in optimizer.learned}
+    _gradients(decoder, 3)
+    optimizer.step(0.5, optimizer.norm())
+    for part in optimizer.learned:
+        moved = (part.master - before[part.name]).abs().median().item()
+        assert moved == pytest.approx(5e-5 if part.group == "routers" else 5e-3, rel=1e-2), part.name
