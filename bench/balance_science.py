@@ -10,7 +10,8 @@ router that still hold. Intervals are 95 %, by Student's t over seeds.
 LAB is the folder of bench/lab_corpus.py. What is in OUT already is not done again, so a run that was stopped goes on;
 every arm is a process. Writes balance.json, balance.md and balance.png into OUT.
 
-usage: python bench/balance_science.py LAB OUT [--seeds 3] [--tokens 2000000] [--arms none,micro,...] [--set KEY=VALUE]
+usage: python bench/balance_science.py LAB OUT [--seeds 3] [--tokens 2000000] [--arms none,micro,...] [--jobs 1]
+       [--set KEY=VALUE]
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from science import COLOURS, LINES, MARKS, Mean, carried_out, markdown, mean_of, write_json
+from science import LINES, MARKS, Mean, carried_out, markdown, mean_of, side_by_side, threads_each, write_json
+
+from tenth.observe.run_plot import COLOURS
 
 FREE = ("model.shape.model_type=tenth", "model.shape.moe.expert_bias=true", "balance.kind=none")
 
@@ -62,6 +66,7 @@ def train_command(arm: Arm, folder: Path, seed: int, options: argparse.Namespace
     settings = [
         f"run.out={folder}",
         f"run.seed={seed}",
+        f"run.threads={threads_each(options.jobs)}",
         f"stage.0.tokens={options.tokens}",
         f"model.tokenizer={lab / 'tokenizer'}",
         *(f"source.{n}.path={lab / name}.tokens" for n, name in enumerate(("code", "prose", "cpp"))),
@@ -339,6 +344,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens each arm learns from")
     parser.add_argument("--judged", type=int, default=40_000, help="tokens of each domain whose routing is judged")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"which of {','.join(ARMS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time, which share the cores")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="put into every arm's recipe")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -358,9 +364,8 @@ def main() -> None:
         write_json(options.measure / "measured.json", measure(options.measure, options.lab, options.judged))
         return
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):  # all arms of a seed first: a run that is stopped has compared something
-        for name in options.arms:
-            carry_out(name, seed, options)
+    runs = [(name, seed) for seed in range(options.seeds) for name in options.arms]  # if stopped, some were compared
+    side_by_side((partial(carry_out, name, seed, options) for name, seed in runs), options.jobs)
     found = gather(options.out, options.arms, options.seeds)
     said = "\n".join([table(found), "", *verdicts(found)])
     write_json(options.out / "balance.json", found)

@@ -13,7 +13,8 @@ one are taken within a round.
 LAB is the folder of bench/lab_corpus.py. What is in OUT already is not done again; the most telling parts come first,
 and figures are made of what is there. Writes carve.json, carve.md and carve.png into OUT.
 
-usage: python bench/carve_science.py LAB OUT [--tokens 500000] [--judged 30000] [--chats FILE.tokens] [--set KEY=VALUE]
+usage: python bench/carve_science.py LAB OUT [--tokens 500000] [--judged 30000] [--chats FILE.tokens] [--jobs 1]
+       [--set KEY=VALUE]
        python bench/carve_science.py LAB OUT --speed-only    # again on a quiet machine
 """
 
@@ -27,10 +28,13 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from science import COLOURS, MARKS, carried_out, markdown, write_json
+from science import MARKS, carried_out, markdown, side_by_side, threads_each, write_json
+
+from tenth.observe.run_plot import COLOURS
 
 DENSE = "default-dense"
 SLICES, SHARED, RATIOS = 32, 8, {"75": 16, "50": 8, "62.5": 12}  # percent active: how many of the others are chosen
@@ -130,6 +134,7 @@ class Laboratory:
                 f"model.from={self.carve(arm)}",
                 f"run.out={folder}",
                 f"run.seed={arm.seed}",
+                f"run.threads={threads_each(self.options.jobs)}",
                 f"low_rank.seed={arm.seed}",
                 f"low_rank.shared_rank={self.shared_rank(arm)}",
                 f"source.0.path={self.chats}",
@@ -153,6 +158,11 @@ class Laboratory:
         shape = json.loads((self.carve(arm) / "config.json").read_text())
         inner = shape["intermediate_size"] * SLICES // (SHARED + RATIOS[arm.ratio])
         return equal_rank(shape["hidden_size"], inner, RATIOS[arm.ratio])
+
+    def carry_out(self, arm: Arm) -> None:
+        """An arm from beginning to end."""
+        self.judge(f"carved-{arm.name}", self.carve(arm))
+        self.judge(f"healed-{arm.name}", self.heal(arm))
 
     def judge(self, what: str, model: str | Path) -> None:
         """Measure a model's loss, document by document."""
@@ -422,6 +432,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of speed")
     parser.add_argument("--most", type=int, help="stop behind so many arms, the most telling ones")
     parser.add_argument("--chats", type=Path, help="token file of chats to heal on; made where it is not given")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time, which share the cores")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="put into the healing recipe")
     parser.add_argument("--speed-only", action="store_true", help="measure speeds again, and nothing else")
     parser.add_argument("--judge", help=argparse.SUPPRESS)
@@ -445,9 +456,7 @@ def main() -> None:
     lab.prepare()
     if not options.speed_only:
         lab.judge("dense", DENSE)
-        for arm in chosen:
-            lab.judge(f"carved-{arm.name}", lab.carve(arm))
-            lab.judge(f"healed-{arm.name}", lab.heal(arm))
+        side_by_side((partial(lab.carry_out, arm) for arm in chosen), options.jobs)
     if options.speed_only or not (options.out / "speed.json").exists():
         shapes = {speed_name(arm): arm for arm in chosen if arm.split != "random" and arm.seed == 0}
         models = {name: lab.packed(name, lab.carve(arm)) for name, arm in shapes.items()}

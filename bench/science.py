@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; lines and marks differ too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# beside the colours, which the colour-blind can tell apart too
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -53,6 +54,24 @@ def carried_out(what: str, command: Sequence[str | Path], log: Path) -> None:
         last = (log.read_text().strip() or "nothing").splitlines()[-1]
         sys.exit(f"{what}: ended with {code}: {last} (more in {log})")
     print(f"{what}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def side_by_side(work: Iterable[Callable[[], None]], jobs: int) -> None:
+    """Do all of it, `jobs` at a time; SystemExit with the first failure, when what had begun has ended."""
+    os.environ["OMP_NUM_THREADS"] = str(threads_each(jobs))  # for the processes that it starts
+    with ThreadPoolExecutor(jobs) as pool:
+        done = [pool.submit(piece) for piece in work]
+        try:
+            for future in as_completed(done):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def threads_each(jobs: int) -> int:
+    """Threads of each of `jobs` processes: two with a thread each do more than one with two."""
+    return max((os.cpu_count() or 1) // jobs, 1)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +9,9 @@ from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).parent.parent / "bench"
+from tests.bench_scripts import script
 
-
-def _script(name: str) -> Any:
-    """A script as a module; its dataclasses look for it among the modules."""
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-peers = _script("cpu_vs_peers")
+peers = script("cpu_vs_peers")
 IK, LLAMA = peers.PEERS
 
 

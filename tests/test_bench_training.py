@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
@@ -16,23 +15,10 @@ from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).parent.parent / "bench"
-sys.path.insert(0, str(BENCH))  # they share a module
+from tests.bench_scripts import script
 
-
-def _script(name: str) -> Any:
-    """A script as a module; its dataclasses look for it among the modules."""
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-step, lab, science = _script("train_step"), _script("lab_corpus"), _script("science")
-balance, carving = _script("balance_science"), _script("carve_science")
+step, lab, science = script("train_step"), script("lab_corpus"), script("science")
+balance, carving = script("balance_science"), script("carve_science")
 
 
 # ---- the training step
@@ -240,7 +226,7 @@ def test_the_table_and_picture_of_balance(tmp_path: Path) -> None:
 def test_settings_of_an_arm(tmp_path: Path) -> None:
     from tenth.train.recipe_reader import load_recipe
 
-    options = Namespace(lab=tmp_path / "lab", tokens=8192, set=["model.shape.moe.top_k=4", "stage.0.warmup=1"])
+    options = Namespace(lab=tmp_path / "lab", tokens=8192, jobs=1, set=["model.shape.moe.top_k=4", "stage.0.warmup=1"])
     for name, arm in balance.ARMS.items():
         command = balance.train_command(arm, tmp_path / name, 2, options)
         words = [word for flag, word in itertools.pairwise(command) if flag == "--set"]

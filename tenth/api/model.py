@@ -20,17 +20,15 @@ from tenth.engine.generate import Step, cached_generate, check_room, naive_gener
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
-from tenth.kernels.choice import choose_kernels
+from tenth.kernels.choice import choose_kernels, chosen_device
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.routing.record import RecordKind, Routing
-from tenth.train.default_model import default_model
-from tenth.weights.bundled import bundled_gguf
+from tenth.train.named import named_model
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.generation import GenerationDefaults
-from tenth.weights.hub import find
 from tenth.weights.load import Progress, load_decoder
 from tenth.weights.save import save_model
 from tenth.weights.template import ChatTemplate
@@ -196,9 +194,7 @@ def _items(value: object, right: str) -> list[object]:
 
 def resolve(name: str, report: Callable[[str], Progress] | None = None) -> Path:
     """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source."""
-    if name == "default-dense":
-        return bundled_gguf()
-    return default_model(report or _silent) if name == "default" else find(name)
+    return named_model(name, report or _silent)
 
 
 def load(
@@ -218,7 +214,7 @@ def load(
     best there is; `threads` compute (None: one a core). `report` is told what is being done and returns where its
     progress goes.
     """
-    chosen, place = chosen_dtype(dtype), _device(device)
+    chosen, place = chosen_dtype(dtype), chosen_device(device)
     path = resolve(str(model), report)
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer()
@@ -242,17 +238,6 @@ def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise RequestError(f"dtype is {dtype!r}, it must be auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def _device(device: str) -> torch.device:
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise RequestError(f"device is {device!r}, it must be cpu, cuda or cuda:N") from None
-    devices = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
-    if (chosen.index or 0) >= devices.get(chosen.type, 0):
-        raise RequestError(f"device {device!r} is not available here; cpu is")
-    return chosen
 
 
 def _silent(_: str) -> Progress:

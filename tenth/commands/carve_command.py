@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,63 +19,55 @@ _CONTROL = "Carving"
 _ARTEFACT = "Small files instead of whole models"
 
 
+def _carving(name: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, rich_help_panel=_CONTROL)
+
+
+def _artefact(name: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, help=help, metavar=metavar, rich_help_panel=_ARTEFACT)
+
+
+_Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A dense model: path, hub name or `default-dense`.")]
+_Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist, or be empty.")]
+_Experts = Annotated[int, _carving("--experts", "Equal slices of each dense layer.")]
+_Shared = Annotated[int, _carving("--shared", "Slices that are always at work.")]
+_TopK = Annotated[int, _carving("--top-k", "Of the others, how many a token goes to.")]
+_CORPUS = "Text, JSON lines, Parquet or token files to see the neurons at work on (default: Python's own)."
+_Calibrate = Annotated[list[str] | None, _carving("--calibrate", _CORPUS, "CORPUS")]
+_Tokens = Annotated[int, _carving("--tokens", "Tokens of it that are used.")]
+_SPLIT = "coactivation; for comparison random, or prune: the most important neurons as a narrower dense layer."
+_Split = Annotated[str, _carving("--split", _SPLIT)]
+_Seed = Annotated[int, _carving("--seed", "Of the split.")]
+_FROM = "Rebuild a carved model from SOURCE and the file that --healed wrote."
+_From = Annotated[Path | None, _artefact("--from", _FROM, "FILE")]
+_HEALED = "Write to the file OUT what was learned from the carved folder SOURCE to this model."
+_Healed = Annotated[Path | None, _artefact("--healed", _HEALED, "FOLDER")]
+_Rank = Annotated[int, _artefact("--rank", "Of the deltas kept for each expert.")]
+_SharedRank = Annotated[int, _artefact("--shared-rank", "Of those of shared experts.")]
+
+# what each way of calling it heeds, beside SOURCE and OUT
+_HEEDED = {
+    "--from": {"carving"},
+    "--healed": {"healed", "rank", "shared_rank"},
+    "carving": {"experts", "shared", "top_k", "calibrate", "tokens", "split", "seed", "dtype"},
+}
+
+
 def command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A dense model: path, hub name or `default-dense`.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist, or be empty.")],
-    experts: Annotated[
-        int, typer.Option("--experts", help="Equal slices of each dense layer.", rich_help_panel=_CONTROL)
-    ] = 32,
-    shared: Annotated[
-        int, typer.Option("--shared", help="Slices that are always at work.", rich_help_panel=_CONTROL)
-    ] = 8,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="Of the others, how many a token goes to.", rich_help_panel=_CONTROL)
-    ] = 16,
-    calibrate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--calibrate",
-            metavar="CORPUS",
-            help="Text, JSON lines, Parquet or token files to see the neurons at work on (default: Python's own).",
-            rich_help_panel=_CONTROL,
-        ),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option("--tokens", help="Tokens of it that are used.", rich_help_panel=_CONTROL)
-    ] = 32_768,
-    split: Annotated[
-        str,
-        typer.Option(
-            "--split",
-            help="coactivation; for comparison random, or prune: the most important neurons as a narrower dense layer.",
-            rich_help_panel=_CONTROL,
-        ),
-    ] = "coactivation",
-    seed: Annotated[int, typer.Option("--seed", help="Of the split.", rich_help_panel=_CONTROL)] = 0,
-    carving: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE",
-            help="Rebuild a carved model from SOURCE and the file that --healed wrote.",
-            rich_help_panel=_ARTEFACT,
-        ),
-    ] = None,
-    healed: Annotated[
-        Path | None,
-        typer.Option(
-            "--healed",
-            metavar="FOLDER",
-            help="Write to the file OUT what was learned from the carved folder SOURCE to this model.",
-            rich_help_panel=_ARTEFACT,
-        ),
-    ] = None,
-    rank: Annotated[
-        int, typer.Option("--rank", help="Of the deltas kept for each expert.", rich_help_panel=_ARTEFACT)
-    ] = 8,
-    shared_rank: Annotated[
-        int, typer.Option("--shared-rank", help="Of those of shared experts.", rich_help_panel=_ARTEFACT)
-    ] = 40,
+    context: typer.Context,
+    source: _Source,
+    out: _Out,
+    experts: _Experts = 32,
+    shared: _Shared = 8,
+    top_k: _TopK = 16,
+    calibrate: _Calibrate = None,
+    tokens: _Tokens = 32_768,
+    split: _Split = "coactivation",
+    seed: _Seed = 0,
+    carving: _From = None,
+    healed: _Healed = None,
+    rank: _Rank = 8,
+    shared_rank: _SharedRank = 40,
     dtype: o.Dtype = "auto",
 ) -> None:
     """Carve a dense model into a sparse one: its own neurons, all experts distinct, fewer at work.
@@ -84,21 +76,28 @@ def command(
     layer. The model loses some quality, which `tenth train` with a distillation recipe gives back for the most part.
     """
     from tenth.commands.progress import progress_bars
+    from tenth.train.carve import CarveOptions
 
+    _check_heeded(context, "--healed" if healed is not None else "--from" if carving is not None else "carving")
     with progress_bars() as report:
-        if carving is not None and healed is not None:
-            from tenth.errors import RequestError
-
-            raise RequestError("--from and --healed are two things to do: give one of them")
         if healed is not None:
             _keep(source, healed, out, rank, shared_rank, report)
         elif carving is not None:
             _rebuild(source, carving, out, report)
         else:
-            from tenth.train.carve import CarveOptions
-
             options = CarveOptions(experts, shared, top_k, split, seed)  # type: ignore[arg-type]  # checked there
             _carve(source, out, options, calibrate or [], tokens, dtype, report)
+
+
+def _check_heeded(context: typer.Context, action: str) -> None:
+    """RequestError where an option was given that this way of calling it does not heed."""
+    from tenth.errors import RequestError
+
+    others = set().union(*_HEEDED.values()) - _HEEDED[action]
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "")
+        if option.name in others and given is not None and given.name == "COMMANDLINE":
+            raise RequestError(f"{option.opts[0]} does nothing with {action}: leave one of them out")
 
 
 def _carve(

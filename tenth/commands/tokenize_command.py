@@ -41,15 +41,16 @@ def command(
     """
     from typing import cast
 
-    from tenth.commands.data_options import open_tokenizer, text_sources
+    from tenth.commands.data_options import text_sources
     from tenth.commands.progress import progress_bars
     from tenth.data.readers import Format
     from tenth.data.tokenize import TokenizeOptions, tokenize
+    from tenth.train.named import named_tokenizer
 
     options = TokenizeOptions(end=not no_end, hold_out=hold_out)
     given = text_sources(sources, text_key, domain, domain_key, cast(Format, format))
     with progress_bars() as report:
-        tally = tokenize(given, open_tokenizer(tokenizer, report), out, options, report("tokenising"))
+        tally = tokenize(given, named_tokenizer(tokenizer, report), out, options, report("tokenising"))
     _print(out, tally)
 
 

@@ -69,18 +69,12 @@ def source_files(source: TextSource) -> list[Path]:
     return files
 
 
-def read_documents(source: TextSource) -> Iterator[Document]:
-    """All documents of a source, file by file; those without any text are passed on, with an empty one.
-
-    RequestError where a file cannot be read, FileFormatError where its content is not what its ending says: both name
-    file and line (row, byte).
-    """
-    for path in source_files(source):
-        yield from read_file(path, source)
-
-
 def read_file(path: Path, source: TextSource) -> Iterator[Document]:
-    """The documents of one file of a source."""
+    """The documents of one file of a source; those without any text are passed on, with an empty one.
+
+    RequestError where it cannot be read, FileFormatError where its content is not what its ending says: both name file
+    and line (row, byte).
+    """
     kind = _kind(path, source)
     if is_token_file(path):
         raise RequestError(f"{path}: is a token file already")

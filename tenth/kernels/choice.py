@@ -54,3 +54,15 @@ def describe(kernels: Kernels) -> str:
     if team is None:
         return kernels.name
     return f"{kernels.name} ({team.set}, {team.threads} thread{'s' if team.threads > 1 else ''})"
+
+
+def chosen_device(name: str) -> torch.device:
+    """A device by its name; RequestError where it is none, or not here."""
+    try:
+        chosen = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise RequestError(f"device is {name!r:.40}, it must be cpu, cuda or cuda:N") from None
+    devices = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    if (chosen.index or 0) >= devices.get(chosen.type, 0):
+        raise RequestError(f"device {name!r:.40} is not available here; cpu is")
+    return chosen

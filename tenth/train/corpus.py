@@ -66,9 +66,8 @@ def _token_file(source: TextOptions, tokenizer: Tokenizer | None, folder: Path, 
         return path
     if tokenizer is None:
         raise RequestError(f"source {name!r}: is text, which needs a tokenizer: set model.tokenizer")
-    format = "auto" if source.format == "auto" else source.format
     texts = [
-        TextSource(path, name, source.text_key, source.domain or None, source.domain_key or None, format)
+        TextSource(path, name, source.text_key, source.domain or None, source.domain_key or None, source.format)
         for path in source.path
     ]
     return tokenize_cached(texts, tokenizer, folder, progress=report(f"tokenising {name}"))

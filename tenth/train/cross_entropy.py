@@ -17,7 +17,7 @@ from tenth.kernels.reference import wide
 _BLOCK = 1 << 24  # logits that are there at a time
 _ROWS = 512  # and as many rows at least: products of fewer are slow
 _RARE = 1e-30
-_CACHED = 1 << 20  # logits that are looked at together: they stay in the processor's cache
+_CACHED = 1 << 18  # logits that are looked at together: they stay in the processor's cache
 
 
 def cross_entropy_sum(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
@@ -74,6 +74,11 @@ class _CrossEntropy(torch.autograd.Function):
         )
 
 
+def rows_together(logits_RV: Tensor) -> int:
+    """How many rows of logits to go through at a time: what a processor's cache holds, all on other devices."""
+    return _rows(logits_RV.shape[1], _CACHED) if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
+
+
 def _block_rows(vocabulary: int) -> int:
     return max(_rows(vocabulary, _BLOCK), _ROWS)
 
@@ -91,7 +96,7 @@ def _added(total_VD: Tensor | None, part_VD: Tensor) -> Tensor:
 
 def _losses(logits_RV: Tensor, targets_R: Tensor, gradient_RV: Tensor | None) -> Tensor:
     """The loss of each row; `gradient_RV`, which may be the logits themselves, receives softmax minus one-hot."""
-    rows = _rows(logits_RV.shape[1], _CACHED) if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
+    rows = rows_together(logits_RV)
     losses = []
     for start in range(0, len(logits_RV), rows):
         targets_N = targets_R[start : start + rows]

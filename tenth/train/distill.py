@@ -21,6 +21,7 @@ from tenth.model.batch import Want
 from tenth.model.decoder import Decoder, LayerResult, RunLayer
 from tenth.routing.record import LayerRouting, Routing
 from tenth.routing.rule import RoutingPolicy
+from tenth.train.cross_entropy import rows_together
 from tenth.train.objective import record_kind
 
 LayerCall = Callable[[Tensor, LayerRouting | None], LayerResult]
@@ -148,9 +149,8 @@ class _Divergence(torch.autograd.Function):
         total = torch.zeros((), dtype=precise, device=ours_TD.device)
         for start in range(0, len(ours_TD), rows):
             ours_RD, theirs_RD = ours_TD[start : start + rows], theirs_TD[start : start + rows]
-            kl, slope_RV = _divergence(ours_RD @ weight_VD.T, theirs_RD @ their_head_VD.to(theirs_RD.dtype).T)
-            total += kl
-            slope_RV = slope_RV.to(ours_TD.dtype)
+            slope_RV = ours_RD @ weight_VD.T
+            total += _divergence(slope_RV, theirs_RD @ their_head_VD.to(theirs_RD.dtype).T)
             if d_hidden_TD is not None:
                 torch.mm(slope_RV, weight_VD, out=d_hidden_TD[start : start + rows])
             if d_head_VD is not None:
@@ -171,11 +171,14 @@ class _Divergence(torch.autograd.Function):
         )
 
 
-def _divergence(ours_RV: Tensor, theirs_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """KL of the rows, summed, and its gradient by `ours`: softmax(ours) - softmax(theirs)."""
-    precise = wide(ours_RV.dtype)
-    log_q_RV = torch.log_softmax(ours_RV.to(precise), -1)
-    log_p_RV = torch.log_softmax(theirs_RV.to(precise), -1)
-    p_RV = log_p_RV.exp()
-    kl = (p_RV * log_p_RV.sub_(log_q_RV)).sum()
-    return kl, log_q_RV.exp_().sub_(p_RV)
+def _divergence(ours_RV: Tensor, theirs_RV: Tensor) -> Tensor:
+    """KL of the rows, summed; `ours` become its gradient by them: softmax(ours) - softmax(theirs)."""
+    precise, rows = wide(ours_RV.dtype), rows_together(ours_RV)
+    total = torch.zeros((), dtype=precise, device=ours_RV.device)
+    for ours_NV, theirs_NV in zip(torch.split(ours_RV, rows), torch.split(theirs_RV, rows), strict=True):
+        log_q_NV = torch.log_softmax(ours_NV.to(precise), -1)
+        log_p_NV = torch.log_softmax(theirs_NV.to(precise), -1)
+        p_NV = log_p_NV.exp()
+        total += (p_NV * log_p_NV.sub_(log_q_NV)).sum()
+        ours_NV.copy_(log_q_NV.exp_().sub_(p_NV))
+    return total

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Hand all to the disk: what comes before a checkpoint is not written again."""
+        os.fsync(self._file.fileno())
         if self._scalars is not None:
             self._scalars.flush()
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tenth.errors import MachineError, RequestError
+from tenth.errors import RequestError
 from tenth.kernels.backend import Backend
+from tenth.kernels.choice import chosen_device
 from tenth.kernels.reference import wide
 from tenth.kernels.training import training_kernels
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.huggingface_export import exportable_as
-from tenth.train.default_model import default_model
 from tenth.train.distill import Distillation
 from tenth.train.low_rank import attach
+from tenth.train.named import named_model, named_tokenizer
 from tenth.train.objective import LanguageModelling, Objective
 from tenth.train.recipe import ModelOptions, Recipe
-from tenth.weights.bundled import bundled_gguf
 from tenth.weights.checkpoint import Checkpoint, open_checkpoint
 from tenth.weights.generation import GenerationDefaults
-from tenth.weights.hub import find
 from tenth.weights.load import Progress, load_decoder
 from tenth.weights.tokenizer import Tokenizer
 
@@ -49,11 +47,11 @@ class Learner:
 
 def open_learner(recipe: Recipe, report: Report) -> Learner:
     """Build the model of a recipe with kernels that have gradients; nothing is written."""
-    device, dtype = _device(recipe.run.device), DTYPES[recipe.precision.compute]
+    device, dtype = chosen_device(recipe.run.device), DTYPES[recipe.precision.compute]
     with ExitStack() as stack:
         checkpoint = None
         if recipe.model.start:
-            checkpoint = stack.enter_context(open_checkpoint(locate(recipe.model.start, report)))
+            checkpoint = stack.enter_context(open_checkpoint(named_model(recipe.model.start, report)))
         tokenizer = _tokenizer(recipe.model, checkpoint, report)
         generation = None if checkpoint is None else checkpoint.generation()
         source = _source(recipe, checkpoint, wide(dtype), report)
@@ -85,30 +83,11 @@ def _rebuilt(source: Decoder, on: Backend) -> Decoder:
 def _objective(recipe: Recipe, on: Backend, report: Report) -> Objective:
     if recipe.distill is None:
         return LanguageModelling()
-    with open_checkpoint(locate(recipe.distill.teacher, report)) as checkpoint:
+    with open_checkpoint(named_model(recipe.distill.teacher, report)) as checkpoint:
         if checkpoint.packed is not None:
             raise RequestError(f"{checkpoint.path}: a teacher of packed weights is slow: name what it was made from")
         teacher = load_decoder(checkpoint, dtype=on.dtype, progress=report("reading the teacher"))
     return Distillation(_rebuilt(teacher, on), recipe.distill)
-
-
-def locate(name: str, report: Report) -> Path:
-    """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source."""
-    if name == "default-dense":
-        return bundled_gguf()
-    return default_model(report) if name == "default" else find(name)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RequestError(f"run.device is {name!r:.40}, it must be cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MachineError(f"run.device is {name!r}, this machine has {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise RequestError(f"run.device is {name!r:.40}, it must be cpu, cuda or cuda:N")
-    return device
 
 
 def _source(recipe: Recipe, checkpoint: Checkpoint | None, dtype: torch.dtype, report: Report) -> Decoder:
@@ -134,7 +113,4 @@ def _drawn(options: ModelOptions, shape: ModelConfig, seed: int, dtype: torch.dt
 def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:
     if not options.tokenizer:
         return None if checkpoint is None else checkpoint.tokenizer()
-    if (Path(options.tokenizer) / "tokenizer.json").is_file():
-        return Tokenizer.from_folder(Path(options.tokenizer))
-    with open_checkpoint(locate(options.tokenizer, report)) as other:
-        return other.tokenizer()
+    return named_tokenizer(options.tokenizer, report)

@@ -13,13 +13,14 @@ import pyarrow.parquet
 import pytest
 
 from tenth.data.document import Document
-from tenth.data.readers import TextSource, read_documents, source_files
+from tenth.data.readers import TextSource, source_files
+from tenth.data.tokenize import documents_of
 from tenth.errors import FileFormatError, MachineError, RequestError, TenthError
 from tests.data.token_files import write_tokens
 
 
 def texts(path: Path | str, **options: Any) -> list[str]:
-    return [document.text for document in read_documents(TextSource(str(path), **options))]
+    return [document.text for document in documents_of([TextSource(str(path), **options)])]
 
 
 def refused(path: Path | str, kind: type[TenthError] = FileFormatError, **options: Any) -> str:
@@ -44,7 +45,7 @@ def parquet(path: Path, columns: dict[str, Any], rows: int = 2) -> Path:
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone ☃\r\ntwo\0three\n".encode())
-    assert list(read_documents(TextSource(str(path)))) == [
+    assert list(documents_of([TextSource(str(path))])) == [
         Document("one ☃\r\ntwo\0three\n", "a", str(path), path.stat().st_size)
     ]
 
@@ -86,12 +87,12 @@ def test_json_lines(tmp_path: Path) -> None:
     path.write_text(
         "\n".join(json.dumps(r, ensure_ascii=False) for r in records[:2]) + "\n\n  \n" + json.dumps(records[2])
     )
-    found = list(read_documents(TextSource(str(path))))
+    found = list(documents_of([TextSource(str(path))]))
     assert [d.text for d in found] == ["a\u2028b", "c\0", ""]
     assert [d.domain for d in found] == ["x"] * 3
     assert [d.where for d in found] == [f"{path}:1", f"{path}:2", f"{path}:5"]
     assert found[-1].read == path.stat().st_size
-    assert [d.domain for d in read_documents(TextSource(str(path), domain_key="kind"))] == ["web", "books", "web"]
+    assert [d.domain for d in documents_of([TextSource(str(path), domain_key="kind")])] == ["web", "books", "web"]
     assert texts(path, text_key="kind") == ["web", "books", "web"]
 
 
@@ -175,11 +176,11 @@ def test_parquet(tmp_path: Path) -> None:
     columns = {"text": ["a", "b\0", "", "d", "e"], "kind": ["x", "y", "x", "y", "x"], "n": [1, 2, 3, 4, 5]}
     path = parquet(tmp_path / "x.parquet", columns)
     assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
-    found = list(read_documents(TextSource(str(path), domain_key="kind")))
+    found = list(documents_of([TextSource(str(path), domain_key="kind")]))
     assert [(d.text, d.domain) for d in found] == list(zip(columns["text"], columns["kind"], strict=True))
     assert [d.read for d in found] == sorted(d.read for d in found)
     assert 0 < found[-1].read <= path.stat().st_size
-    assert [d.domain for d in read_documents(TextSource(str(path)))] == ["x"] * 5
+    assert [d.domain for d in documents_of([TextSource(str(path))])] == ["x"] * 5
     large = pyarrow.array(["ä"] * 3, pyarrow.large_string())
     assert texts(parquet(tmp_path / "large.parquet", {"body": large}), text_key="body") == ["ä"] * 3
     assert texts(parquet(tmp_path / "dict.parquet", {"text": large.dictionary_encode()})) == ["ä"] * 3

@@ -143,7 +143,7 @@ class Walk:
 def products(machine: Machine, type: str, seconds: float, /) -> float: ...
 
 TrainedExperts = tuple[bool, int, int, int, int]
-WeightGradient = tuple[int, bool, bool]
+WeightGradient = tuple[int, bool]
 
 class Assignments:
     def __init__(self, tokens: int, top_k: int, experts: int, ids: int, gates: int, /) -> None: ...

@@ -163,5 +163,5 @@ def gradient_type(weight: Tensor) -> torch.dtype:
 
 def _gradient(dweight: Tensor | None) -> _native.WeightGradient:
     if dweight is None:
-        return 0, False, False
-    return dweight.data_ptr(), dweight.dtype == torch.bfloat16, False
+        return 0, False
+    return dweight.data_ptr(), dweight.dtype == torch.bfloat16

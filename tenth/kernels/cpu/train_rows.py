@@ -15,7 +15,7 @@ import tenth.kernels.cpu._native as _native
 from tenth.kernels.cpu.grouped import gradient_type
 
 _FORWARD, _INPUT, _WEIGHT = range(3)
-_NONE = (0, False, False)
+_NONE = (0, False)
 
 
 def linear(team: _native.Machine, x_TI: Tensor, w_OI: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _multiply(
 ) -> None:
     rows, inputs = x_TI.shape
     half = x_TI.dtype == torch.bfloat16
-    gradient = _NONE if dw is None else (dw.data_ptr(), dw.dtype == torch.bfloat16, False)
+    gradient = _NONE if dw is None else (dw.data_ptr(), dw.dtype == torch.bfloat16)
     at = x_TI.data_ptr(), inputs, w_OI.data_ptr(), _address(dy_TO), _address(y)
     _native.train_linear(team, kind, half, rows, inputs, len(w_OI), *at, gradient)
 

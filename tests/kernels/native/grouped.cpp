@@ -88,11 +88,11 @@ struct Results {
   }
 };
 
-// dw13 is added to ones, in float32; dw2 has the type of the layer
+// dw13 is in float32; dw2 has the type of the layer
 Results run(const Machine& machine, Layer& layer) {
   const size_t rows = layer.token.size(), slabs = (2 * layer.inner + 31) / 32;
   Results r{{layer.half, layer.x.size()}, {layer.half, layer.x.size()}, std::vector<float>(layer.gates.size()),
-            std::vector<float>(layer.w13.size(), 1.0f), {layer.half, layer.w2.size()}};
+            std::vector<float>(layer.w13.size(), NAN), {layer.half, layer.w2.size()}};
   Numbers kept(layer.half, slabs * rows * 32);
   const auto routes = layer.routes();
   const auto table = layer.table();
@@ -100,8 +100,8 @@ Results run(const Machine& machine, Layer& layer) {
                                                                    layer.gates.data(), kept.data(), r.y.data()});
   machine.run(machine.ops->train_backward,
               tenth::ExpertBackwardArgs{routes, table, layer.x.data(), layer.width, layer.gates.data(), kept.data(),
-                                        layer.dy.data(), r.dx.data(), r.dgates.data(), {r.dw13.data(), false, true},
-                                        {r.dw2.data(), layer.half, false}});
+                                        layer.dy.data(), r.dx.data(), r.dgates.data(), {r.dw13.data(), false},
+                                        {r.dw2.data(), layer.half}});
   return r;
 }
 
@@ -117,7 +117,7 @@ struct Worst {
 
 double worst(const Layer& layer, const Results& got) {
   const int width = layer.width, inner = layer.inner;
-  std::vector<double> y(layer.x.size()), dx(layer.x.size()), dw13(layer.w13.size(), 1.0), dw2(layer.w2.size());
+  std::vector<double> y(layer.x.size()), dx(layer.x.size()), dw13(layer.w13.size()), dw2(layer.w2.size());
   Worst of_y, of_dx, of_dgates, of_dw13, of_dw2;
   for (int e = 0; e < layer.experts; ++e)
     for (int64_t a = layer.offsets[e]; a < layer.offsets[e + 1]; ++a) {

@@ -57,15 +57,15 @@ class Assignments {
 };
 
 using Table = std::tuple<bool, int, int, uintptr_t, uintptr_t>;  // bfloat16, width, inner, w13, w2
-using Gradient = std::tuple<uintptr_t, bool, bool>;              // data or 0, bfloat16, added to what is there
+using Gradient = std::tuple<uintptr_t, bool>;                    // data or 0, bfloat16
 
 TrainedExperts table_of(const Table& table) {
   const auto& [half, width, inner, w13, w2] = table;
   return {half, width, inner, at<void>(w13), at<void>(w2)};
 }
 WeightGradient gradient_of(const Gradient& gradient) {
-  const auto& [data, half, add] = gradient;
-  return {at<void>(data), half, add};
+  const auto& [data, half] = gradient;
+  return {at<void>(data), half};
 }
 
 void forward(Machine& machine, const Assignments& assignments, const Table& table, uintptr_t x, int64_t x_stride,

@@ -48,10 +48,10 @@ class WeightSums {
     const Room room(pieces, rows_, columns_);
     const int64_t at = ((int64_t)expert * rows_ + row) * columns_ + column;
     if (!to_.half) {
-      sum(piece, room, (float*)to_.data + at, columns_, to_.add);
+      sum(piece, room, (float*)to_.data + at, columns_);
       return end_of_stores();
     }
-    sum(piece, room, room.sums, piece.columns, false);
+    sum(piece, room, room.sums, piece.columns);
     round_to((uint16_t*)to_.data + at, room.sums, piece);
   }
 
@@ -78,12 +78,12 @@ class WeightSums {
   int64_t parts() const { return (columns_ + part_ - 1) / part_; }
   int64_t bands() const { return (rows_ + kMost - 1) / kMost; }
 
-  void sum(const Piece& piece, const Room& room, float* to, int64_t stride, bool add) const {
+  void sum(const Piece& piece, const Room& room, float* to, int64_t stride) const {
     const int64_t begin = routes_.offsets[piece.expert], end = routes_.offsets[piece.expert + 1];
-    if (begin == end && !add)
+    if (begin == end)
       for (int r = 0; r < piece.rows; ++r) std::fill_n(to + r * stride, piece.columns, 0.0f);
-    for (int64_t at = begin; at < end; at += kTokensAtOnce, add = true)
-      add_block(at, (int)std::min<int64_t>(kTokensAtOnce, end - at), piece, room, to, stride, add,
+    for (int64_t at = begin; at < end; at += kTokensAtOnce)
+      add_block(at, (int)std::min<int64_t>(kTokensAtOnce, end - at), piece, room, to, stride, at > begin,
                 !to_.half && at + kTokensAtOnce >= end);
   }
 
@@ -116,7 +116,7 @@ class WeightSums {
         uint16_t* out = to + (int64_t)r * columns_ + n;
         const int count = piece.columns - n;
         const F sum = load_numbers(sums + (int64_t)r * piece.columns + n, count);
-        store_numbers(out, count, to_.add ? tenth::TENTH_ISA::add(load_numbers(out, count), sum) : sum);
+        store_numbers(out, count, sum);
       }
   }
 

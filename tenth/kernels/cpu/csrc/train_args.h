@@ -33,7 +33,7 @@ struct ExpertForwardArgs {
 
 struct WeightGradient {  // null data: not wanted
   void* data;
-  bool half, add;  // its type; added to what is there
+  bool half;  // its type
 };
 
 struct ExpertBackwardArgs {
