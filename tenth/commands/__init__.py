@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from importlib import import_module
 from typing import Annotated, Any
@@ -81,6 +82,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
         signal.signal(signal.SIGHUP, _leave)
+    sys.unraisablehook = _insist
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
@@ -94,6 +96,17 @@ def main() -> None:
 def _leave(number: int, _: object) -> None:
     """A polite kill or a closed terminal unwinds like an error: half-written folders are removed on the way out."""
     raise SystemExit(128 + number)
+
+
+def _insist(lost: Any) -> None:
+    """Send a signal again whose exception was raised where Python drops it: in a finaliser, say."""
+    code = 130 if isinstance(lost.exc_value, KeyboardInterrupt) else getattr(lost.exc_value, "code", None)
+    if code not in (129, 130, 143):
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.01, os.kill, (os.getpid(), code - 128))  # behind the finaliser, which would drop it too
+    again.daemon = True
+    again.start()
 
 
 def _flush() -> None:

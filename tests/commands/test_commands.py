@@ -566,6 +566,31 @@ def _start(environment: dict[str, str], *arguments: str | Path, python: Sequence
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
+_DROPPED = """
+import os, sys, time
+import tenth.commands
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), NUMBER)
+        time.sleep(0.1)
+
+def app():
+    Finalised()
+    time.sleep(60)
+
+tenth.commands.app = app
+tenth.commands.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_python_drops_in_a_finaliser_is_sent_again(number: int, code: int) -> None:
+    script = _DROPPED.replace("NUMBER", str(int(number)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=SECONDS / 2)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
 def _interrupt_after(process: subprocess.Popen[bytes], stream: Any, sign: bytes) -> tuple[int, bytes, bytes]:
     """Send SIGINT once `sign` has been written to `stream`; gives exit code and the rest of both outputs."""
     with process:
