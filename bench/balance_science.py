@@ -4,7 +4,8 @@ Every arm is `tenth train small-moe` with settings of its own, three seeds each 
 equal; `dense` is its twin of equal active compute. MaxVio is global: of 64 batches together, at the end of training
 and along it; and of held-out text. Perplexity is of text first published in 2026 (C++: of a package that was not
 learned from). Specialisation is phi^2 of expert and domain (tenth/routing/specialisation.py): observed beyond chance,
-what token identity predicts of it, and what is left over. Saturation is the share of the choices of the untrained
+what token identity predicts of it, and what is left over; held-out C++ is one package, so what sets it apart is that
+package as much as its language. Saturation is the share of the choices of the untrained
 router that still hold. Intervals are 95 %, by Student's t over seeds.
 
 LAB is the folder of bench/lab_corpus.py. What is in OUT already is not done again, so a run that was stopped goes on;
@@ -28,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from science import LINES, MARKS, Mean, carried_out, markdown, mean_of, side_by_side, threads_each, write_json
+from science import LINES, MARKS, Mean, carried_out, markdown, mean_of, settle, side_by_side, threads_each, write_json
 
 from tenth.observe.run_plot import COLOURS
 
@@ -364,6 +365,8 @@ def main() -> None:
         write_json(options.measure / "measured.json", measure(options.measure, options.lab, options.judged))
         return
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    settings = {"tokens": options.tokens, "judged": options.judged, "set": options.set}
+    settle(options.out, settings, sorted(options.lab.glob("*.tokens")))
     runs = [(name, seed) for seed in range(options.seeds) for name in options.arms]  # if stopped, some were compared
     side_by_side((partial(carry_out, name, seed, options) for name, seed in runs), options.jobs)
     found = gather(options.out, options.arms, options.seeds)

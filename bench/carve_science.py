@@ -7,8 +7,8 @@ structured pruning to a narrower dense layer. At one ratio all three have three 
 
 Loss is on text first published in 2026, without near-duplicates of the text healed on, document by document, so that
 each model is compared with the dense one on the same documents: the interval is that of the mean difference, documents
-being the clusters. Speed is `tenth bench` on models of 8 bits, one sequence; models take turns and ratios to the dense
-one are taken within a round.
+being the clusters; so is that of carved models against their controls. Speed is `tenth bench` on models of 8 bits, one
+sequence; models take turns and ratios to the dense one are taken within a round.
 
 LAB is the folder of bench/lab_corpus.py. What is in OUT already is not done again; the most telling parts come first,
 and figures are made of what is there. Writes carve.json, carve.md and carve.png into OUT.
@@ -21,6 +21,7 @@ usage: python bench/carve_science.py LAB OUT [--tokens 500000] [--judged 30000] 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -32,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from science import MARKS, carried_out, markdown, side_by_side, threads_each, write_json
+from science import MARKS, Mean, carried_out, markdown, mean_of, settle, side_by_side, threads_each, write_json
 
 from tenth.observe.run_plot import COLOURS
 
@@ -74,7 +75,8 @@ def equal_rank(width: int, inner: int, top_k: int) -> int:
     """
     expert, shared, pruned = inner // SLICES, SHARED * inner // SLICES, (SHARED + top_k) * inner // SLICES
     routed = (SLICES - SHARED) * RANK * ((width + 2 * expert) + (expert + width))
-    return round((routed + 3 * SHARED_RANK * (width + shared)) / (3 * (width + pruned)))
+    routers = (SLICES - SHARED) * width
+    return round((routed + routers + 3 * SHARED_RANK * (width + shared)) / (3 * (width + pruned)))
 
 
 # ---- steps of an arm
@@ -248,9 +250,10 @@ def compared(mine: Sequence[Sequence[float]], dense: Sequence[Sequence[float]], 
     The interval takes documents for clusters: with differences d of summed losses, tokens n and m documents,
     se = sqrt(m / (m - 1) * sum (d - r n)^2) / sum n, r = sum d / sum n (Cochran 1977, 2.12).
     """
-    pairs = [(a, b) for a, b in zip(mine, dense, strict=True) if domain is None or a[0] == domain]
-    if any(a[0] != b[0] or a[2] != b[2] for a, b in pairs):
+    same = len(mine) == len(dense) and all((a[0], a[2]) == (b[0], b[2]) for a, b in zip(mine, dense, strict=True))
+    if not same:
         raise SystemExit("the models were judged on different documents: remove OUT/measured")
+    pairs = [(a, b) for a, b in zip(mine, dense, strict=True) if domain is None or a[0] == domain]
     total, count = sum(a[2] for a, _ in pairs), len(pairs)
     added = sum(a[1] - b[1] for a, b in pairs) / total
     squares = sum((a[1] - b[1] - added * a[2]) ** 2 for a, b in pairs)
@@ -305,27 +308,41 @@ def speed_name(arm: Arm) -> str:
 # ---- all together
 
 
+DOMAINS = {"all": None, **{name: number for number, name in enumerate(HELD_OUT)}}
+
+
 def gathered(out: Path) -> dict[str, Any]:
     """Figures of everything that was judged."""
     dense = json.loads((out / "measured" / "dense.json").read_text())
-    domains = {"all": None, **{name: number for number, name in enumerate(HELD_OUT)}}
-    found: dict[str, Any] = {"dense": {d: vars(compared(dense, dense, n)) for d, n in domains.items()}, "arms": []}
-    for stage in ("carved", "healed"):
-        for ratio in RATIOS:
-            for split in SPLITS:
-                paths = [
-                    out / "measured" / f"{stage}-{a.name}.json" for a in arms() if (a.split, a.ratio) == (split, ratio)
-                ]
-                tables = [json.loads(path.read_text()) for path in paths if path.exists()]
-                if not tables:
-                    continue
-                losses = {d: vars(compared(mean_over_seeds(tables), dense, n)) for d, n in domains.items()}
-                seeds = [{d: compared(t, dense, n).added for d, n in domains.items()} for t in tables]
-                entry = {"stage": stage, "split": split, "ratio": ratio, "losses": losses, "seeds": seeds}
-                found["arms"].append(entry | {"speed": speed_name(Arm(split, ratio, 0))})
+    found: dict[str, Any] = {"dense": all_domains(dense, dense), "arms": [], "differences": []}
+    for stage, ratio in itertools.product(("carved", "healed"), RATIOS):
+        tables = {split: judged(out, stage, split, ratio) for split in SPLITS}
+        for split in (split for split in SPLITS if tables[split]):
+            losses = all_domains(mean_over_seeds(tables[split]), dense)
+            seeds = [{d: compared(t, dense, n).added for d, n in DOMAINS.items()} for t in tables[split]]
+            entry = {"stage": stage, "split": split, "ratio": ratio, "losses": losses, "seeds": seeds}
+            found["arms"].append(entry | {"speed": speed_name(Arm(split, ratio, 0))})
+        ours = tables["coactivation"]
+        for split in (split for split in ("prune", "random") if ours and tables[split]):
+            losses = all_domains(mean_over_seeds(ours), mean_over_seeds(tables[split]))
+            seeds = [compared(a, b, None).added for a, b in zip(ours, tables[split], strict=False)]
+            found["differences"].append(
+                {"stage": stage, "ratio": ratio, "from": split, "losses": losses, "seeds": vars(mean_of(seeds))}
+            )
     path = out / "speed.json"
     found["speeds"] = json.loads(path.read_text()) if path.exists() else {}
     return found
+
+
+def judged(out: Path, stage: str, split: str, ratio: str) -> list[list[list[float]]]:
+    """The document losses of an arm, seed by seed, as far as they are there."""
+    paths = [out / "measured" / f"{stage}-{a.name}.json" for a in arms() if (a.split, a.ratio) == (split, ratio)]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def all_domains(mine: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    """One model against another, all together and by domain."""
+    return {name: vars(compared(mine, other, number)) for name, number in DOMAINS.items()}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -351,6 +368,18 @@ def table(found: Mapping[str, Any]) -> str:
         rows.append(
             [SPLITS[arm["split"]], f"{arm['ratio']} %", healed, *speed_cells(found, arm["speed"]), *cells, seeds]
         )
+    return markdown(rows)
+
+
+def differences(found: Mapping[str, Any]) -> str:
+    """Carved less its controls as Markdown: on the same documents, and over seeds where there are several."""
+    rows = [["carved less", "active", "healed", *(f"loss, {d}" for d in DOMAINS), "over seeds (t)"]]
+    for entry in found["differences"]:
+        cells = [f"{loss['added']:+.3f} ± {loss['half']:.3f}" for loss in entry["losses"].values()]
+        mean = Mean(**entry["seeds"])
+        healed = "yes" if entry["stage"] == "healed" else "no"
+        seeds = f"{mean:+.3f}" if mean.count > 1 else ""
+        rows.append([SPLITS[entry["from"]], f"{entry['ratio']} %", healed, *cells, seeds])
     return markdown(rows)
 
 
@@ -454,6 +483,8 @@ def main() -> None:
         return
     lab, chosen = Laboratory(options), arms()[: options.most]
     lab.prepare()
+    settings = {"tokens": options.tokens, "judged": options.judged, "set": options.set}
+    settle(options.out, settings, [lab.chats, *sorted((options.out / "data").glob("*.tokens"))])
     if not options.speed_only:
         lab.judge("dense", DENSE)
         side_by_side((partial(lab.carry_out, arm) for arm in chosen), options.jobs)
@@ -463,9 +494,10 @@ def main() -> None:
         write_json(options.out / "speed.json", speeds({"dense": lab.packed("dense", DENSE), **models}, options.rounds))
     found = gathered(options.out)
     write_json(options.out / "carve.json", found)
-    (options.out / "carve.md").write_text(table(found) + "\n")
+    said = f"{table(found)}\n\n{differences(found)}"
+    (options.out / "carve.md").write_text(said + "\n")
     picture(found, options.out / "carve.png")
-    print(table(found))
+    print(said)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ def mean_of(values: Sequence[float]) -> Mean:
     """The mean over seeds with its interval."""
     if len(values) < 2:
         return Mean(values[0] if values else math.nan, math.nan, len(values))
-    half = _T.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    if len(values) - 1 not in _T:
+        sys.exit(f"{len(values)} seeds: intervals are known for up to {len(_T) + 1}")
+    half = _T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return Mean(statistics.mean(values), half, len(values))
 
 
@@ -72,6 +75,17 @@ def side_by_side(work: Iterable[Callable[[], None]], jobs: int) -> None:
 def threads_each(jobs: int) -> int:
     """Threads of each of `jobs` processes: two with a thread each do more than one with two."""
     return max((os.cpu_count() or 1) // jobs, 1)
+
+
+def settle(out: Path, settings: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Note in OUT what decides its results; what was made with other settings or texts is not to be mixed with them."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+    now, path = json.loads(json.dumps({**settings, **digests})), out / "settings.json"
+    if not path.exists():
+        write_json(path, now)
+    elif (then := json.loads(path.read_text())) != now:
+        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
+        sys.exit(f"{out}: was begun with {name} {then.get(name)}, now it is {now.get(name)}: choose another folder")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -260,12 +260,12 @@ def test_arms_of_carving() -> None:
 def test_pruned_models_learn_as_many_numbers() -> None:
     """SmolLM2: deltas of a carved layer, against those of a pruned one, counted one by one."""
     width, inner = 576, 1536
-    carved = 24 * 8 * ((576 + 96) + (48 + 576)) + 3 * 40 * (576 + 384)
+    carved = 24 * 8 * ((576 + 96) + (48 + 576)) + 3 * 40 * (576 + 384) + 24 * 576
     for top_k in carving.RATIOS.values():
         pruned = (8 + top_k) * 48
         numbers = 3 * carving.equal_rank(width, inner, top_k) * (width + pruned)
         assert numbers == pytest.approx(carved, rel=0.01)
-    assert carving.equal_rank(width, inner, 16) == 70
+    assert carving.equal_rank(width, inner, 16) == 73
 
 
 def test_losses_are_compared_document_by_document() -> None:
@@ -282,6 +282,8 @@ def test_losses_are_compared_document_by_document() -> None:
     assert carving.compared(uneven, dense, None).half == pytest.approx(half)
     with pytest.raises(SystemExit, match="different documents"):
         carving.compared([[0, 1.0, 9]], [[0, 1.0, 10]], None)
+    with pytest.raises(SystemExit, match="judged on different documents"):
+        carving.compared(dense[:3], dense, None)
 
 
 def test_speeds_are_compared_within_rounds() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
 from importlib import import_module
 from typing import Annotated, Any
@@ -15,6 +13,7 @@ import typer
 import typer.core
 
 from tenth import __version__
+from tenth.commands.interrupts import heard, listen
 from tenth.errors import TenthError
 
 # in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
@@ -79,10 +78,7 @@ def _options(
 
 def main() -> None:
     """Entry point: an error is one line and exit code 2, an interrupt is 130, a reader that left early 1."""
-    signal.signal(signal.SIGTERM, _leave)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
-        signal.signal(signal.SIGHUP, _leave)
-    sys.unraisablehook = _insist
+    listen()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
@@ -90,23 +86,8 @@ def main() -> None:
     except KeyboardInterrupt:  # between the command and here: the interpreter would kill itself with the signal
         raise SystemExit(130) from None
     finally:
+        heard()
         _flush()
-
-
-def _leave(number: int, _: object) -> None:
-    """A polite kill or a closed terminal unwinds like an error: half-written folders are removed on the way out."""
-    raise SystemExit(128 + number)
-
-
-def _insist(lost: Any) -> None:
-    """Send a signal again whose exception was raised where Python drops it: in a finaliser, say."""
-    code = 130 if isinstance(lost.exc_value, KeyboardInterrupt) else getattr(lost.exc_value, "code", None)
-    if code not in (129, 130, 143):
-        sys.__unraisablehook__(lost)
-        return
-    again = threading.Timer(0.01, os.kill, (os.getpid(), code - 128))  # behind the finaliser, which would drop it too
-    again.daemon = True
-    again.start()
 
 
 def _flush() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 
 import typer
 from rich.console import Console
 
 from tenth.api import Generation, Model, Stream
+from tenth.commands.interrupts import heard
 from tenth.observe.experts import expert_table, summarise
 
 # what a terminal would obey rather than show: a model's text must not move the cursor or set the title
@@ -25,6 +25,7 @@ def print_stream(stream: Stream) -> Generation:
             sys.stdout.write(chunk.text.translate(_CONTROLS) if tty else chunk.text)
             sys.stdout.flush()
     except KeyboardInterrupt:
+        heard()
         sys.stdout.write(" [stopped]")
     sys.stdout.write("\n")
     return stream.result
@@ -52,9 +53,11 @@ def print_experts(result: Generation) -> None:
 def answer_once(stream: Stream, *, experts: bool, json: bool) -> None:
     """The whole of a command that gives one answer; one that Ctrl-C ended has the exit code shells expect of it."""
     if json:
-        with suppress(KeyboardInterrupt):  # what there is comes with finish_reason "interrupted"
+        try:
             for _ in stream:
                 pass
+        except KeyboardInterrupt:  # what there is comes with finish_reason "interrupted"
+            heard()
         result = stream.result
         print(as_json(result))
     else:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tenth.api import Generation, Model
 from tenth.commands.answer import answer_once, print_experts, print_speed, print_stream
+from tenth.commands.interrupts import heard
 from tenth.errors import TenthError
 
 _HELP = """\
@@ -71,6 +72,7 @@ class ChatSession:
             print(f"tenth: {error}", file=sys.stderr)
             return
         except KeyboardInterrupt:  # before the first word
+            heard()
             print("[stopped]")
             return
         self._messages = [*asked, {"role": "assistant", "content": result.text}]
@@ -95,6 +97,7 @@ def _read_line() -> str | None:
             print()
             return None
         except KeyboardInterrupt:
+            heard()
             print("\n(Ctrl-D leaves)")
             parts = []
             continue

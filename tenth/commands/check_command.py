@@ -1,17 +1,40 @@
-"""`tenth check`: are a packed model's weights those that were written?"""
+"""`tenth check`: are a packed model's weights, or the tokens of a token file, those that were written?"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from tenth.commands import options as o
 
+def command(
+    what: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A packed model, or a token file.")],
+) -> None:
+    """Compare what was written with its hashes; exit code 2 where something is damaged.
 
-def command(model: o.ModelName) -> None:
-    """Compare a packed model's weights, headers and shapes with their hashes; exit code 2 where something is damaged.
-
-    The config, the tokenizer and packed.json itself have no hashes.
+    Of a packed model: weights, headers and shapes; the config, the tokenizer and packed.json itself have no hashes. Of
+    a token file: all of it, and whether every id is in its vocabulary.
     """
+    from tenth.data.token_file import is_token_file
+
+    if Path(what).is_file() and (what.endswith(".tokens") or is_token_file(Path(what))):
+        _check_tokens(Path(what))
+    else:
+        _check_model(what)
+
+
+def _check_tokens(path: Path) -> None:
+    from tenth.commands.progress import progress_bars
+    from tenth.data.token_file import TokenFile
+
+    file = TokenFile(path)
+    with progress_bars() as report:
+        file.verify(report("reading the tokens"))
+    print(f"{path}: {len(file):,} tokens in {file.documents:,} documents, all as written")
+
+
+def _check_model(model: str) -> None:
     from tenth.api import resolve
     from tenth.commands.progress import progress_bars
     from tenth.errors import RequestError

@@ -43,11 +43,6 @@ class Loader:
         """The index of the sample that `next` gives."""
         return self._index
 
-    @property
-    def tokenizer(self) -> str | None:
-        """The fingerprint of the tokenizer that made the sources, where they tell."""
-        return next((file.tokenizer for file in self._files if file.tokenizer is not None), None)
-
     def next(self) -> Sample:
         """The next row. After a FileFormatError (a broken token) the loader stands behind the row that has it."""
         index, pieces = self._index, self._advance()
@@ -66,15 +61,6 @@ class Loader:
         row, cut = self._waiting, piece.start + room
         self._waiting = [replace(piece, start=cut)] if cut < piece.stop else []
         return [*row, replace(piece, stop=cut)]
-
-    def seek(self, index: int) -> None:
-        """Go to a sample by its index alone: exact, by counting parts from the start without reading tokens."""
-        if index < 0:
-            raise RequestError(f"sample {index} does not exist; the first is 0")
-        if index < self._index:
-            self._restart()
-        while self._index < index:
-            self._advance()
 
     def epochs(self) -> dict[str, float]:
         """How often each source has been drawn in full, by name."""

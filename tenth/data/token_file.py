@@ -118,10 +118,6 @@ class TokenFile:
         """The ids of a document: a view of the mapped file."""
         return self.tokens_T[self.bounds[index] : self.bounds[index + 1]]
 
-    def domain(self, index: int) -> str:
-        """The name of a document's domain."""
-        return self.domains[int(self.domains_S[index])]
-
     def verify(self, progress: Progress | None = None) -> None:
         """Read everything: FileFormatError where the checksum differs or a token is not below `vocab_size`."""
         digest = hashlib.blake2b(digest_size=16)

@@ -21,6 +21,12 @@ from tenth.errors import MachineError, RequestError, TextError
 _BUFFER = 4 << 20  # bytes
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers of `NAME.tokens` that were killed left; only for one who knows that none is at work."""
+    for left in folder.glob(".*.tokens.*"):
+        left.unlink(missing_ok=True)
+
+
 class TokenWriter:
     """A context in which documents are added; `finish` gives the file its name, leaving without it removes all.
 

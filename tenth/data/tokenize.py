@@ -119,31 +119,28 @@ def tokenize_cached(
     sources: Sequence[TextSource],
     tokenizer: Tokenizer,
     folder: Path,
-    options: TokenizeOptions | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The token file of `sources` in a cache folder, made where it is not there yet or is broken.
 
-    It is found again while names, sizes and times of the files, the tokenizer and the options are the same.
+    It is found again while names, sizes and times of the files and the tokenizer are the same.
     """
-    options = options or TokenizeOptions()
-    path = folder / f"{cache_key(sources, tokenizer, options)}.tokens"
-    wanted = [path, held_out_path(path)] if options.hold_out else [path]
-    if not all(_whole(file) for file in wanted):
-        for file in wanted:
-            file.unlink(missing_ok=True)
-        tokenize(sources, tokenizer, path, options, progress)
+    path = folder / f"{cache_key(sources, tokenizer)}.tokens"
+    if not _whole(path):
+        path.unlink(missing_ok=True)
+        tokenize(sources, tokenizer, path, progress=progress)
     return path
 
 
-def cache_key(sources: Sequence[TextSource], tokenizer: Tokenizer, options: TokenizeOptions) -> str:
+def cache_key(sources: Sequence[TextSource], tokenizer: Tokenizer) -> str:
     """A hash of all that decides the tokens, as far as it is known without reading the files."""
     files = [
         [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for source in sources
         for path in source_files(source)
     ]
-    parts = [VERSION, [asdict(source) for source in sources], files, tokenizer.rules_fingerprint, asdict(options)]
+    parts = [VERSION, [asdict(source) for source in sources], files, tokenizer.rules_fingerprint]
+    parts.append(asdict(TokenizeOptions()))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 

@@ -45,7 +45,7 @@ class Router(nn.Module):
         elif record == "full":
             dropped_TK = torch.zeros_like(experts_TK, dtype=torch.bool)
         logits = logits_TE if record == "full" else None
-        return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK)
+        return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK, self._rule.score)
 
     def _chosen(self, logits_TE: Tensor, policy: LayerPolicy | None) -> tuple[Tensor, Tensor]:
         if policy is None or not policy.noise:

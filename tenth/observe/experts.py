@@ -47,7 +47,7 @@ def _summary(index: int, layer: LayerRouting) -> LayerSummary:
         loads=tuple(loads_E.tolist()),
         max_violation=max_violation(counts_E),
         load_entropy=load_entropy(counts_E),
-        router_entropy=None if layer.logits_TE is None else router_entropy(layer.logits_TE),
+        router_entropy=None if layer.logits_TE is None else router_entropy(layer.logits_TE, layer.score),
         dead=dead_experts(counts_E),
     )
 

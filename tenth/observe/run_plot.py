@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def _held_out_loss(axes: Axes, runs: Sequence[RunRecords]) -> None:
     """Every domain of a single run; of several runs all domains together."""
     if len(runs) == 1:
         names = list(dict.fromkeys(name for record in runs[0].evaluations for name in record.get("domains", {})))
-        for name, colour in zip(names, COLOURS, strict=False):
+        for name, colour in zip(names, cycle(COLOURS), strict=False):
             found = [(r["tokens"], r["domains"][name]) for r in runs[0].evaluations if name in r.get("domains", {})]
             _interval(axes, [(tokens, domain) for tokens, domain in found], colour, name)
     else:

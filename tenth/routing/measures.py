@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tenth.routing.record import LayerRouting, Routing
+from tenth.routing.rule import Score
 
 
 def expert_counts(layer: LayerRouting) -> Tensor:
@@ -33,13 +35,15 @@ def load_entropy(counts_E: Tensor) -> float:
     return _over_log(torch.special.entr(share).sum(), len(counts_E))
 
 
-def router_entropy(logits_TE: Tensor) -> float:
-    """Mean over tokens of the entropy of softmax(logits) over log E: 0 is a certain router, 1 an undecided one.
+def router_entropy(logits_TE: Tensor, score: Score = "softmax") -> float:
+    """Mean over tokens of the entropy of the scores over log E: 0 is a certain router, 1 an undecided one.
 
-    0 where there are no tokens, as in all measures here.
+    Sigmoid scores are over their sum. 0 where there are no tokens, as in all measures here.
     """
     tokens, experts = logits_TE.shape
-    entropies = torch.special.entr(torch.softmax(logits_TE.double(), dim=-1))
+    logits_TE = logits_TE.double()
+    scores_TE = F.logsigmoid(logits_TE) if score == "sigmoid" else logits_TE
+    entropies = torch.special.entr(torch.softmax(scores_TE, dim=-1))
     return _over_log(entropies.sum() / max(tokens, 1), experts)
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tenth.routing.rule import Score
+
 RecordKind = Literal["none", "choice", "full"]
 """How much a forward pass records: nothing, expert ids and gates, or router logits and drops too."""
 
@@ -21,8 +23,8 @@ class LayerRouting:
     """The decisions of one sparse layer.
 
     `experts_TK` holds expert ids (int64, best first), `gates_TK` the weights that multiplied their outputs (float32 or
-    float64). A full record also has the router's raw `logits_TE` and `dropped_TK`, true where an assignment was not
-    carried out.
+    float64). A full record also has the router's raw `logits_TE`, which are softmax or sigmoid scores as `score` says,
+    and `dropped_TK`, true where an assignment was not carried out.
     """
 
     num_experts: int
@@ -30,6 +32,7 @@ class LayerRouting:
     gates_TK: Tensor
     logits_TE: Tensor | None = None
     dropped_TK: Tensor | None = None
+    score: Score = "softmax"
 
     def select(self, tokens: slice | Tensor) -> LayerRouting:
         """The same for some of the tokens, in the order given."""
@@ -77,6 +80,7 @@ def _rebuild(layer: LayerRouting, change: Callable[[Tensor], Tensor]) -> LayerRo
         change(layer.gates_TK),
         changed(layer.logits_TE),
         changed(layer.dropped_TK),
+        layer.score,
     )
 
 
@@ -88,4 +92,5 @@ def _join(layers: Sequence[LayerRouting]) -> LayerRouting:
     experts, gates = joined("experts_TK"), joined("gates_TK")
     assert experts is not None
     assert gates is not None
-    return LayerRouting(layers[0].num_experts, experts, gates, joined("logits_TE"), joined("dropped_TK"))
+    first = layers[0]
+    return LayerRouting(first.num_experts, experts, gates, joined("logits_TE"), joined("dropped_TK"), first.score)

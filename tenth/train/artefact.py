@@ -22,6 +22,8 @@ from tenth.train.carve import CarvedLayer, CarveOptions, assembled, carved_confi
 from tenth.weights.checkpoint import Checkpoint
 from tenth.weights.load import Progress, load_decoder
 
+_MOST_LOST = 0.05  # of a difference's squares
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -113,16 +115,24 @@ def healed_artefact(carved: Artefact, before: Decoder, after: Decoder, rank: int
     """What healing changed: the new routers, and the best deltas of the given ranks from `before` to `after`.
 
     Singular vectors of the difference, so weights that learned low-rank deltas are found again but for rounding.
+    RequestError where that would lose something: other weights have changed, or deltas are of a higher rank.
     """
+    _check_frozen(before, after)
     layers, deltas = [], []
-    for old, start, end in zip(carved.layers, before.blocks(), after.blocks(), strict=True):
+    for index, (old, start, end) in enumerate(zip(carved.layers, before.blocks(), after.blocks(), strict=True)):
         layers.append(_healed_layer(old, end.mlp))
         ends = delta_matrices(end.mlp)
         found = {}
         for name, matrix in delta_matrices(start.mlp).items():
             difference = ends[name].double() - matrix.double()
-            if difference.any():
-                found[name] = nearest_delta(difference, rank if name.startswith("experts") else shared_rank)
+            if not difference.any():
+                continue
+            option, most = ("rank", rank) if name.startswith("experts") else ("shared_rank", shared_rank)
+            found[name] = nearest_delta(difference, most)
+            if (lost := _lost(difference, found[name], ends[name])) > _MOST_LOST:
+                raise RequestError(
+                    f"layer {index}: {option} {most} keeps {1 - lost:.0%} of what {name} learned: give the rank it had"
+                )
         deltas.append(found)
     return Artefact(carved.source, carved.options, tuple(layers), tuple(deltas))
 
@@ -132,6 +142,23 @@ def _healed_layer(old: CarvedLayer, mlp: Mlp | SparseMlp) -> CarvedLayer:
         return old
     bias_E = mlp.router.bias_E
     return CarvedLayer(old.neurons_F, mlp.router.weight_ED.bfloat16(), None if bias_E is None else bias_E.bfloat16())
+
+
+def _check_frozen(before: Decoder, after: Decoder) -> None:
+    """RequestError where something else than feed-forward matrices and routers has changed."""
+    theirs = dict(after.named_parameters())
+    for name, values in before.named_parameters():
+        if ".mlp." not in name and not torch.equal(values, theirs[name]):
+            raise RequestError(
+                f"{name} has changed in healing, which a small file does not hold: train with [low_rank]"
+            )
+
+
+def _lost(difference: Tensor, delta: Delta, values: Tensor) -> float:
+    """The share of a difference's squares that its delta lacks, beyond twice what rounding to bfloat16 adds."""
+    step = torch.exp2(torch.frexp(values.float()).exponent.double() - 8)
+    lost = (difference - delta.values()).square().sum() - step.square().sum() / 6
+    return float(lost / difference.square().sum())
 
 
 def nearest_delta(difference: Tensor, rank: int) -> Delta:

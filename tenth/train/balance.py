@@ -74,6 +74,8 @@ class BalanceOptions:
                 raise ConfigError(f"balance capacity is {self.capacity!r}, it must be a factor or 'load'")
         elif self.capacity is not None and not 0 < self.capacity < math.inf:
             raise ConfigError(f"balance capacity is {self.capacity}, it must be positive and finite")
+        if self.counts == "exact" and self.kind != "global":
+            raise ConfigError(f"balance counts is 'exact', which is of kind 'global'; kind is {self.kind!r}")
         if not 1 <= self.window <= 10_000:
             raise ConfigError(f"balance window is {self.window}, it must lie between 1 and 10000 global batches")
 
@@ -91,10 +93,13 @@ class Balance:
     """
 
     def __init__(self, config: ModelConfig, options: BalanceOptions, seed: int = 0) -> None:
-        """`seed` is the noise's. ConfigError where the model lacks the biases that `bias_rate` is for."""
+        """`seed` is the noise's. ConfigError where the model lacks what options are for: biases, or any router."""
         self.options, self._seed = options, seed
         self._indices = config.sparse_layers
         self._moe = config.moe if self._indices else None
+        for name in ("capacity", "noise") if self._moe is None else ():
+            if getattr(options, name):
+                raise ConfigError(f"balance {name} is for routers, and this model is dense: leave it out")
         if options.bias_rate and not (self._moe and self._moe.expert_bias):
             raise ConfigError("balance bias_rate changes biases that this model's routers lack: set moe expert_bias")
         shape = (len(self._indices), self._moe.num_experts if self._moe else 1)
@@ -211,8 +216,8 @@ class Balance:
             share = shares(self._of_loss(sums, counts_E))
         weight_T = token_weights(scores_TE, real_T, self._batch.tokens)
         loss, z, entropy = router_terms(scores_TE, weight_T, share)
-        if self._moe.score == "sigmoid" and options.z_weight:
-            z = z_loss(logits_TE, real_T, self._batch.tokens)
+        if self._moe.score == "sigmoid":  # scores are log sigmoids there
+            z = z_loss(logits_TE if options.z_weight else logits_TE.detach(), real_T, self._batch.tokens)
         sums.note(loss.detach(), z.detach(), entropy)
         return (options.weight if options.kind != "none" else 0) * loss + options.z_weight * z
 

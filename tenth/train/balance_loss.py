@@ -1,7 +1,8 @@
 """Losses of balance for one sparse layer, in float32 or wider, padding left out. None has a weight in it.
 
-f of an expert is its share of the choices, P its mean probability over tokens; all but the z-loss are E * sum f P,
-which is 1 where both are even, and have a gradient through P alone.
+f of an expert is its share of the choices, P its mean probability over tokens. The loss is E * sum f P (Switch
+Transformer, arXiv 2101.03961, eq. 4, for K choices), 1 where both are even, with a gradient through P alone. f is that
+of a micro-batch, of each document (arXiv 2412.19437, eq. 17-20) or of the global batch (arXiv 2501.11873).
 
 T tokens, K active experts, E experts, D documents.
 """
@@ -17,38 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tenth.routing.rule import RouteRule
-
-
-def switch_loss(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, real_T: Tensor | None = None) -> Tensor:
-    """E * sum f P of one batch (Switch Transformer, arXiv 2101.03961, eq. 4, for K choices)."""
-    counts_E = choice_counts(experts_TK, logits_TE.shape[1], real_T)
-    return global_loss(logits_TE, shares(counts_E), rule, real_T)
-
-
-def global_loss(
-    logits_TE: Tensor, share_E: Tensor, rule: RouteRule, real_T: Tensor | None = None, tokens: int | None = None
-) -> Tensor:
-    """The same with f from elsewhere, and P summed here over the global batch's number of tokens (arXiv 2501.11873).
-
-    With one f, the sum over micro-batches is the loss of one batch. `tokens`: None means those that are real here.
-    """
-    return router_terms(log_scores(logits_TE, rule), token_weights(logits_TE, real_T, tokens), share_E)[0]
-
-
-def document_loss(
-    logits_TE: Tensor,
-    experts_TK: Tensor,
-    rule: RouteRule,
-    bounds: Sequence[int],
-    real_T: Tensor | None = None,
-    tokens: int | None = None,
-) -> Tensor:
-    """The mean over documents of each one's `switch_loss`, weighed by their tokens (arXiv 2412.19437, eq. 17-20).
-
-    With `tokens` of a global batch, the sum over micro-batches is that of one batch.
-    """
-    scores_TE, weight_T = log_scores(logits_TE, rule), token_weights(logits_TE, real_T, tokens)
-    return router_terms(scores_TE, weight_T, document_shares(scores_TE, experts_TK, bounds, real_T))[0]
 
 
 def z_loss(logits_TE: Tensor, real_T: Tensor | None = None, tokens: int | None = None) -> Tensor:

@@ -20,6 +20,8 @@ def calibration_documents(corpora: Sequence[str], tokenizer: Tokenizer, tokens: 
     A corpus is a file, a folder or a pattern: token files, text, JSON lines, Parquet. Without any, passages of Python's
     own library are taken, drawn by `seed`. RequestError where there is no text.
     """
+    if tokens < 1:
+        raise RequestError(f"tokens is {tokens}, it must be at least 1")
     if corpora:
         turns = [_documents(corpus, tokenizer) for corpus in corpora]
     else:
@@ -58,5 +60,7 @@ def _ids(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
         raise RequestError(
             f"{path}: has ids up to {file.vocab_size - 1}, the model's vocabulary up to {tokenizer.vocabulary - 1}"
         )
+    if file.tokenizer and file.tokenizer != tokenizer.fingerprint:
+        raise RequestError(f"{path}: was made with another tokenizer than the model's; make it again with that one")
     for index in range(file.documents):
         yield file.document(index).tolist()

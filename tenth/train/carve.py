@@ -159,13 +159,13 @@ def _carve_layer(
     width = mlp.gate.weight.out_features
     size = width // options.num_experts
     mean_F, gram_FF = moments(x_ND[~judged_N], mlp)
+    if moe is None:
+        kept = mean_F.argsort(descending=True, stable=True)[: size * (options.shared + options.top_k)]
+        return CarvedLayer(kept.sort().values), None
     if options.split == "random":
         order_F = torch.randperm(width, generator=generator)
     else:
         order_F = by_coactivation(mean_F, gram_FF, options.shared * size, options.routed, generator)
-    if moe is None:
-        kept = mean_F.argsort(descending=True, stable=True)[: size * (options.shared + options.top_k)]
-        return CarvedLayer(kept.sort().values), None
     experts_EF = order_F[options.shared * size :].view(options.routed, size)
     energy_NE = expert_energies(x_ND, mlp, experts_EF)
     rows_ED, bias_E = fitted_router(x_ND[~judged_N], energy_NE[~judged_N], SPREAD)

@@ -51,8 +51,14 @@ def rebuild_checkpoint(checkpoint: Checkpoint, artefact: Artefact, folder: Path,
 def keep_healed(carved: Path, healed: Path, out: Path, rank: int, shared_rank: int, report: Report) -> int:
     """Write to `out` what makes the healed model out of the dense source; returns the bytes.
 
-    RequestError where `carved` is not a carved folder, or `healed` a model of another shape.
+    RequestError where `carved` is not a carved folder, `healed` a model of another shape, or more was learned than
+    such a file holds: weights outside of the feed-forward layers, or deltas of a higher rank.
     """
+    for name, value in (("rank", rank), ("shared_rank", shared_rank)):
+        if value < 1:
+            raise RequestError(f"{name} is {value}, it must be at least 1")
+    if out.exists():
+        raise RequestError(f"{out}: exists; name a new file")
     if not (carved / ARTEFACT_NAME).exists():
         raise RequestError(f"{carved}: is not a folder of `tenth carve`: it has no {ARTEFACT_NAME}")
     artefact = open_artefact(carved / ARTEFACT_NAME)

@@ -44,6 +44,8 @@ class DistillOptions:
         for name in ("kl_weight", "layer_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"distill {name} is {getattr(self, name)}, it must be at least 0 and finite")
+        if not self.kl_weight and not self.layer_weight:
+            raise RequestError("distill kl_weight and layer_weight are both 0: there is nothing to learn")
         if self.rows < 1:
             raise RequestError(f"distill rows is {self.rows}, it must be at least 1")
 

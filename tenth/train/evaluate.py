@@ -23,6 +23,8 @@ Watch = Callable[[Routing, Tensor], None]
 """Told the routing of a batch and which of its tokens are no padding."""
 
 _NORMAL = 1.959964  # 97.5 % of a normal distribution
+# and of Student's t with 1, 2, ... degrees of freedom
+_STUDENT = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class DomainLoss:
 @torch.no_grad()
 def evaluate(
     decoder: Decoder, samples: Sequence[Sample], domains: Sequence[str], *, rows: int = 4, watch: Watch | None = None
-) -> dict[str, DomainLoss]:
-    """The loss of each domain that `samples` have documents of, `rows` of them at a time, and `all` of them together.
+) -> tuple[DomainLoss, dict[str, DomainLoss]]:
+    """The loss of all `samples` together, `rows` of them at a time, and of each domain that they have documents of.
 
     The decoder may be any, on any kernels; the target of a token is the next one of its document. `watch` gets the
     full routing of each batch. RequestError where no token has a target.
@@ -60,7 +62,7 @@ def evaluate(
         sums.add(batch, _losses(decoder, output.hidden_TD, batch.targets_T))
     if not sums.losses:
         raise RequestError("there is nothing to evaluate: no token has a next one in its document")
-    return sums.by_domain(domains)
+    return mean_loss(sums.losses, sums.tokens), sums.by_domain(domains)
 
 
 def _losses(decoder: Decoder, hidden_TD: Tensor | None, targets_T: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class _Sums:
                 self.domains.append(int(domains_N[0]))
 
     def by_domain(self, names: Sequence[str]) -> dict[str, DomainLoss]:
-        found = {"all": mean_loss(self.losses, self.tokens)}
+        found = {}
         for domain in sorted(set(self.domains)):
             at = [n for n, other in enumerate(self.domains) if other == domain]
             found[names[domain]] = mean_loss([self.losses[n] for n in at], [self.tokens[n] for n in at])
@@ -103,13 +105,27 @@ def mean_loss(losses: Sequence[float], tokens: Sequence[int]) -> DomainLoss:
     """The mean over tokens from sums over documents, and its 95 % interval with documents as clusters.
 
     Tokens of one document err together, so the standard error is the clustered one of a ratio: with loss L_d, tokens
-    n_d, r = sum L / sum n and m documents, se = sqrt(m / (m - 1) * sum (L_d - r n_d)^2) / sum n (Cochran 1977, 2.12). A
-    single document has no interval: it is infinite.
+    n_d, r = sum L / sum n and m documents, se = sqrt(m / (m - 1) * sum (L_d - r n_d)^2) / sum n (Cochran 1977, 2.12),
+    times Student's t with m - 1 degrees of freedom. A single document has no interval: it is infinite.
     """
     count, total = len(losses), sum(tokens)
     mean = math.fsum(losses) / total
     if count < 2:
         return DomainLoss(mean, -math.inf, math.inf, total, count)
     squares = math.fsum((loss - mean * size) ** 2 for loss, size in zip(losses, tokens, strict=True))
-    half = _NORMAL * math.sqrt(count / (count - 1) * squares) / total
+    half = student(count - 1) * math.sqrt(count / (count - 1) * squares) / total
     return DomainLoss(mean, mean - half, mean + half, total, count)
+
+
+def student(freedom: int) -> float:
+    """97.5 % of Student's t: by a table, then as Cornish and Fisher expand it, to five digits behind the point."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z, n = _NORMAL, freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / n**power for power, term in enumerate(terms, 1))

@@ -27,7 +27,7 @@ class LowRankOptions:
     """
 
     rank: int = 8
-    shared_rank: int = 32
+    shared_rank: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:

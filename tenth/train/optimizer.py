@@ -128,6 +128,16 @@ class Optimizer:
             return 0.0
         return float(torch.stack(torch._foreach_norm(grads)).double().norm())
 
+    def rates(self, rate: float) -> dict[str, float]:
+        """The learning rates of a step for the log: `lr`, and beside it those of Muon and of routers that differ."""
+        options, groups = self.options, {part.group for part in self.learned}
+        found = {"lr": options.lr * rate}
+        if any(self._by_muon(group) for group in groups) and options.muon_lr not in (0, options.lr):
+            found["lr_muon"] = options.muon_lr * rate
+        if "routers" in groups and options.router_lr not in (0, options.lr):
+            found["lr_router"] = options.router_lr * rate
+        return found
+
     @torch.no_grad()
     def step(self, rate: float, norm: float) -> None:
         """Move all weights by their gradients, of which `norm` is the norm, and drop these.

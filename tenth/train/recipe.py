@@ -8,7 +8,8 @@ Each field carries its meaning, its limits and whether a run may be continued wi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     free: bool = False,
     key: str | None = None,
 ) -> Any:
@@ -36,9 +38,17 @@ def setting(
     `free` says that a run may be continued with another value, `key` the name in the file where Python has no such
     name.
     """
-    limits = {"least": least, "most": most, "above": above}
+    limits = {"least": least, "most": most, "above": above, "below": below}
     metadata = {"help": help, "free": free, "key": key, "limits": limits}
     return field(metadata=metadata) if default is _REQUIRED else field(default=default, metadata=metadata)
+
+
+def refuse_unheeded(options: Any, names: Sequence[str], when: str) -> None:
+    """RequestError where one of these fields, which nothing reads now, has another value than its default."""
+    for part in fields(options):
+        value = getattr(options, part.name)
+        if part.name in names and value != part.default:
+            raise RequestError(f"{part.name} is {value!r:.60}, which counts only {when}: leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +71,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if bool(self.start) == (self.shape is not None):
             raise RequestError("model needs either `from` (a model to go on from) or a section [model.shape]")
+        if self.start:
+            refuse_unheeded(self, ("init_std", "init_embedding_std"), "where [model.shape] starts from scratch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +158,10 @@ class StageOptions:
             raise RequestError(
                 f"stage {self.name!r}: warmup is {self.warmup} steps, it must be below the stage's {self.total_steps}"
             )
+        if self.schedule == "constant":
+            refuse_unheeded(self, ("final",), "with a schedule that falls")
+        if self.schedule != "wsd":
+            refuse_unheeded(self, ("decay",), "with schedule = 'wsd'")
 
     @property
     def micro_batches(self) -> int:
@@ -172,7 +188,7 @@ class OptimizerOptions:
     )
     lr: float = setting("highest learning rate", 1e-3, above=0)
     router_lr: float = setting("highest learning rate of routers; 0: `lr`", 0.0, least=0)
-    betas: tuple[float, float] = setting("decay of AdamW's two averages", (0.9, 0.95), least=0, most=1)
+    betas: tuple[float, float] = setting("decay of AdamW's two averages", (0.9, 0.95), least=0, below=1)
     eps: float = setting("AdamW's guard against division by nothing", 1e-8, above=0)
     weight_decay: float = setting(
         "shrinks matrices by lr x this a step; norms, biases, router biases never", 0.1, least=0
@@ -180,11 +196,15 @@ class OptimizerOptions:
     decay_embeddings: bool = setting("whether weight decay takes embeddings and head too", False)
     clip: float = setting("largest norm of all gradients together; 0: no limit", 1.0, least=0)
     muon_lr: float = setting("Muon's learning rate; 0: `lr`", 0.0, least=0)
-    muon_momentum: float = setting("decay of Muon's average", 0.95, least=0, most=1)
+    muon_momentum: float = setting("decay of Muon's average", 0.95, least=0, below=1)
     muon_scale: Literal["match_rms_adamw", "original"] = setting(
         "factor on Muon's steps: 0.2 sqrt(larger side), so that AdamW's lr fits; or sqrt(rows / columns), at least 1",
         "match_rms_adamw",
     )
+
+    def __post_init__(self) -> None:
+        if self.kind != "muon":
+            refuse_unheeded(self, ("muon_lr", "muon_momentum", "muon_scale"), "with kind = 'muon'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,7 @@ _PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"
 
 
 def _limits(limits: Mapping[str, float | None] | None) -> str:
-    words = {"above": "above", "least": "of at least", "most": "of at most"}
+    words = {"above": "above", "least": "of at least", "most": "of at most", "below": "below"}
     known = [f"{word} {limits[key]}" for key, word in words.items() if limits and limits.get(key) is not None]
     return " " + " and ".join(known) if known else ""
 
@@ -235,5 +235,6 @@ def _one_of(values: tuple[Any, ...], raw: Any) -> Any:
 def _within(value: float, limits: Mapping[str, float | None] | None) -> bool:
     if not math.isfinite(value):
         return False
-    least, most, above = ((limits or {}).get(key) for key in ("least", "most", "above"))
-    return (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
+    least, most, above, below = ((limits or {}).get(key) for key in ("least", "most", "above", "below"))
+    closed = (least is None or value >= least) and (most is None or value <= most)
+    return closed and (above is None or value > above) and (below is None or value < below)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
-from tenth.errors import FileFormatError, MachineError, WeightsError
+from tenth.errors import FileFormatError, MachineError, TensorError, WeightsError
 from tenth.train.run_image import FileImage, Pace
 from tenth.train.run_storage import RunReader, RunWriter, state_text
 
@@ -45,6 +45,7 @@ class RunCheckpoints:
         self._pace = Pace(share)
         self._failure: BaseException | None = None
         self._verified: set[int] = set()
+        self._broken: set[int] = set()
         # said at every save and load by a single process, which is what this is for
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
@@ -121,13 +122,20 @@ class RunCheckpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, every byte verified; warns of each broken one it passes over."""
+        """The step of the newest whole checkpoint, every byte verified; warns of each broken one it passes over.
+
+        WeightsError where one may be whole but cannot be read now (permissions, open files), or is of another version:
+        to go on before it would undo what it holds.
+        """
         for step in reversed(self.steps()):
             try:
                 with self._open(step) as reader:
                     self._verify(step, reader)
                 return step
             except WeightsError as error:
+                if not _is_damage(error):
+                    raise
+                self._broken.add(step)
                 warnings.warn(f"checkpoint {self._path(step).name} is broken and passed over: {error}", stacklevel=2)
         return None
 
@@ -209,10 +217,11 @@ class RunCheckpoints:
         if self._path(step).exists():  # one that was passed over
             self._remove(step)
         place.rename(self._path(step))
+        self._broken.discard(step)
         _sync_folder(self.folder)
-        newest = [other for other in self.steps() if other <= step][-self.keep :]
+        behind = [other for other in self.steps() if other <= step and other not in self._broken]
         for other in self.steps():
-            if other not in newest:  # too old; or ahead of us: only a broken one is not continued from
+            if other in self._broken or other in behind[: -self.keep]:  # what lies ahead and was not looked at stays
                 self._remove(other)
 
     def _remove(self, step: int) -> None:
@@ -222,6 +231,11 @@ class RunCheckpoints:
 
     def _partial(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}{_PARTIAL}{uuid4().hex}"
+
+
+def _is_damage(error: WeightsError) -> bool:
+    """Whether bytes are missing or not those that were written."""
+    return isinstance(error, FileFormatError | TensorError) or isinstance(error.__cause__, FileNotFoundError)
 
 
 def _cause(error: BaseException) -> BaseException:

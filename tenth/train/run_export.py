@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from tenth.errors import MachineError
 from tenth.kernels.reference import wide
 from tenth.model.decoder import Decoder
 from tenth.quantize.nearest import quantize
@@ -21,7 +23,7 @@ from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import Progress
 from tenth.weights.save import save_model
 
-MODEL_NAME, PACKED_NAME = "model", "packed"
+MODEL_NAME, PACKED_NAME, STAMP_NAME = "model", "packed", "exported.json"
 
 
 def export(
@@ -29,9 +31,14 @@ def export(
     masters: Mapping[str, Tensor],
     folder: Path,
     recipe: Recipe,
+    step: int,
     report: Callable[[str], Progress],
 ) -> None:
-    """Write `folder`/model, and `folder`/packed where it is asked for; whole, they replace those that are there."""
+    """Write `folder`/model, and `folder`/packed where it is asked for; whole, they replace those that are there.
+
+    What they are is written last, so that an export that was killed is not taken for one.
+    """
+    forget_export(folder)
     decoder = learned_decoder(learner, masters, recipe.low_rank, DTYPES[recipe.run.export_dtype])
     place = folder / f".{MODEL_NAME}-{uuid4().hex}"
     save_model(
@@ -47,6 +54,44 @@ def export(
         with open_checkpoint(folder / MODEL_NAME) as checkpoint:
             quantize(checkpoint, place, Policy(recipe.run.packed_bits), report("quantising"))
         _replace(place, folder / PACKED_NAME)
+    elif (folder / PACKED_NAME).exists():  # of another model than the one beside it
+        shutil.rmtree(folder / PACKED_NAME)
+    _write_stamp(folder, _stamp(recipe, step))
+
+
+def is_exported(folder: Path, recipe: Recipe, step: int) -> bool:
+    """Whether what an export of this step would write is there, whole."""
+    names = [MODEL_NAME, *([PACKED_NAME] if recipe.run.packed_bits else [])]
+    try:
+        found = json.loads((folder / STAMP_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return found == _stamp(recipe, step) and all((folder / name).is_dir() for name in names)
+
+
+def forget_export(folder: Path) -> None:
+    """From now on what was exported, if anything, is not known to be that of the run."""
+    (folder / STAMP_NAME).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what exports that were killed left; only for one who knows that none is at work."""
+    for name in (f".{MODEL_NAME}-*", f".{PACKED_NAME}-*", ".tenth-*"):
+        for left in folder.glob(name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _stamp(recipe: Recipe, step: int) -> dict[str, object]:
+    return {"step": step, "export_dtype": recipe.run.export_dtype, "packed_bits": recipe.run.packed_bits}
+
+
+def _write_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
+    place = folder / f".{STAMP_NAME}.partial"
+    try:
+        place.write_text(json.dumps(stamp) + "\n")
+        place.replace(folder / STAMP_NAME)
+    except OSError as error:
+        raise MachineError(f"{folder / STAMP_NAME}: cannot be written: {error.strerror}") from None
 
 
 @torch.no_grad()

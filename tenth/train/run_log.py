@@ -9,8 +9,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tenth.errors import FileFormatError, MachineError
 
@@ -26,40 +27,56 @@ class _Scalars(Protocol):
 
 
 class RunLog:
-    """Appends to a run's log. Lines behind `step` are of a part of the run that was lost: they are removed."""
+    """Appends to a run's log: a context manager. MachineError, naming the file, wherever the disk refuses.
 
-    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+    Lines behind `step` are of a part of the run that was lost: they are removed, all of them where it is None.
+    """
+
+    def __init__(self, folder: Path, step: int | None, *, tensorboard: bool) -> None:
         """MachineError where the folder cannot be written, or TensorBoard is asked for and not installed."""
-        self.path = folder / LOG_NAME
-        try:
+        self.path, self._events = folder / LOG_NAME, folder / "tensorboard"
+        with _writing(self.path):
             _truncate(self.path, step)
             self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise MachineError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._scalars = _scalars(folder / "tensorboard", step) if tensorboard else None
+        self._scalars = _scalars(self._events, step) if tensorboard else None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a line; numbers that JSON lacks become null. MachineError where the disk refuses."""
-        try:
+        """Add a line; numbers that JSON lacks become null."""
+        with _writing(self.path):
             self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise MachineError(f"{self.path}: cannot be written: {error.strerror}") from None
         if self._scalars is not None:
-            for tag, value in scalars(record):
-                self._scalars.add_scalar(tag, value, record["step"])
+            with _writing(self._events):
+                for tag, value in scalars(record):
+                    self._scalars.add_scalar(tag, value, record["step"])
 
     def flush(self) -> None:
         """Hand all to the disk: what comes before a checkpoint is not written again."""
-        os.fsync(self._file.fileno())
+        with _writing(self.path):
+            os.fsync(self._file.fileno())
         if self._scalars is not None:
-            self._scalars.flush()
+            with _writing(self._events):
+                self._scalars.flush()
 
     def close(self) -> None:
         """End both."""
-        self._file.close()
-        if self._scalars is not None:
-            self._scalars.close()
+        try:
+            with _writing(self.path):
+                self._file.close()
+        finally:
+            if self._scalars is not None:
+                with _writing(self._events):
+                    self._scalars.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except MachineError:
+            if kind is None:  # else: what ends the run matters more
+                raise
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -89,11 +106,19 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield (prefix or f"{record.get('kind', 'run')}/") + key, float(value)
 
 
-def _truncate(path: Path, step: int) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _truncate(path: Path, step: int | None) -> None:
     """Keep the lines up to `step`; the new file replaces the old one at once."""
     if not path.exists():
         return
-    kept = [record for record in read_log(path) if record["step"] <= step] if step else []
+    kept = [record for record in read_log(path) if record["step"] <= step] if step is not None else []
     place = path.with_name(f".{path.name}.partial")
     place.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
     place.replace(path)
@@ -107,12 +132,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scalars(folder: Path, step: int) -> _Scalars:
+def _scalars(folder: Path, step: int | None) -> _Scalars:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MachineError(
             "TensorBoard is not installed: `pip install 'tenth[train]'`, or set log.tensorboard = false"
         ) from None
-    writer: _Scalars = SummaryWriter(str(folder), purge_step=step + 1)
+    with _writing(folder):
+        writer: _Scalars = SummaryWriter(str(folder), purge_step=0 if step is None else step + 1)
     return writer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def open_learner(recipe: Recipe, report: Report) -> Learner:
             f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocab_size is {source.config.vocab_size}"
         )
     on = Backend(dtype, device, training_kernels(recipe.run.threads or None))
-    objective = _objective(recipe, on, report)
+    objective = _objective(recipe, on, tokenizer, report)
     decoder = _rebuilt(source, on)
     start = {name: p.detach() for name, p in source.named_parameters() if on.dtype != wide(on.dtype)}
     if recipe.low_rank is not None:
@@ -80,12 +81,14 @@ def _rebuilt(source: Decoder, on: Backend) -> Decoder:
     return decoder
 
 
-def _objective(recipe: Recipe, on: Backend, report: Report) -> Objective:
+def _objective(recipe: Recipe, on: Backend, tokenizer: Tokenizer | None, report: Report) -> Objective:
     if recipe.distill is None:
         return LanguageModelling()
     with open_checkpoint(named_model(recipe.distill.teacher, report)) as checkpoint:
         if checkpoint.packed is not None:
             raise RequestError(f"{checkpoint.path}: a teacher of packed weights is slow: name what it was made from")
+        if tokenizer is not None and checkpoint.tokenizer().fingerprint != tokenizer.fingerprint:
+            raise RequestError(f"{checkpoint.path}: a teacher must have the model's tokenizer, this has another")
         teacher = load_decoder(checkpoint, dtype=on.dtype, progress=report("reading the teacher"))
     return Distillation(_rebuilt(teacher, on), recipe.distill)
 
@@ -111,6 +114,12 @@ def _drawn(options: ModelOptions, shape: ModelConfig, seed: int, dtype: torch.dt
 
 
 def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:
-    if not options.tokenizer:
-        return None if checkpoint is None else checkpoint.tokenizer()
-    return named_tokenizer(options.tokenizer, report)
+    if options.tokenizer:
+        return named_tokenizer(options.tokenizer, report)
+    if checkpoint is None or (checkpoint.format == "safetensors" and not _has_tokenizer(checkpoint.path)):
+        return None  # token files need none
+    return checkpoint.tokenizer()
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return not path.is_dir() or (path / "tokenizer.json").exists()

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from tenth.errors import FileFormatError, TensorError
+from tenth.errors import FileFormatError, TensorError, WeightsError
 from tenth.train.run_image import CHUNK_BYTES, KINDS, FileImage, Pace, write_synced
 from tenth.weights.safetensors_file import SafetensorsFiles, parse_object
 from tenth.weights.source import DTYPES, HEADER_LIMIT, OpenFile, quoted
@@ -62,7 +62,10 @@ class RunState:
 
 
 def read_state(folder: Path) -> RunState:
-    """Read a checkpoint's `state.json`; WeightsError where it is missing, FileFormatError where it is not whole."""
+    """Read a checkpoint's `state.json`; FileFormatError where it is not whole.
+
+    WeightsError where it is missing or cannot be read, and for another version: those bytes are as they were written.
+    """
     path = folder / _STATE
     file = OpenFile(path)
     try:
@@ -74,7 +77,7 @@ def read_state(folder: Path) -> RunState:
     if raw.pop("hash", None) != _hash(raw):
         raise FileFormatError(f"{path}: does not agree with its own hash")
     if raw.get("version") != _VERSION:
-        raise FileFormatError(f"{path}: is of version {quoted(raw.get('version'))}, this program reads {_VERSION}")
+        raise WeightsError(f"{path}: is of version {quoted(raw.get('version'))}, this program reads {_VERSION}")
     try:
         tensors = {name: StoredTensor(t["dtype"], tuple(t["shape"]), t["sha256"]) for name, t in raw["tensors"].items()}
         return RunState(raw["step"], raw["state"], tensors)

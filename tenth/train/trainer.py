@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tenth.data.collate import TrainBatch, collate
 from tenth.data.loader import Loader
-from tenth.errors import MachineError, TrainingError
+from tenth.errors import FileFormatError, MachineError, TrainingError
 from tenth.model.batch import Want
 from tenth.train.balance import Balance
 from tenth.train.corpus import Corpus
@@ -55,24 +56,25 @@ class Trainer:
         self._start_rope, self._start_context = self.decoder.config.rope, self.decoder.config.context_length
         self._recompute = Recompute() if recipe.run.recompute else None
         self._loader: tuple[int, Loader] | None = None
-        self._skips, self._evaluated, self._saved = 0, -1, -1
+        self._skips, self._evaluated, self._saved, self._begun = 0, -1, -1, False
 
     def run(self, log: RunLog, told: Told = lambda _: None, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end, or until `stop()` says so behind a step; a checkpoint then holds all. Whether it ended."""
         speed = Speed.measured(self.decoder)
         self.checkpoints.prepare(self.tensors())
-        if self.step == 0:
+        if not self._begun:
             self._begin(log, told)
         while (place := settled(self.place, self.recipe.stage)) is not None and not stop():
-            started = time.perf_counter()
-            self._enter(place)
-            batch = self._fetch(self.recipe.stage[place.stage])
-            record = self._learn(batch)
-            self.step, self.place = self.step + 1, replace(place, step=place.step + 1)
-            record |= speed.of(self.decoder.config, batch.batches, time.perf_counter() - started)
+            before = self.state()
+            try:
+                record = self._step(place, speed)
+            except (FileFormatError, TrainingError):
+                if self.step:
+                    self._rescue(before, log, told)
+                raise
             self._tell(record, log, told)
-            if self._due(self.recipe.evaluation.every):
-                self._evaluate(log, told)
+            if self._due(self.recipe.evaluation.every) or settled(self.place, self.recipe.stage) is None:
+                self._evaluate(log, told)  # before a checkpoint of the same step, which says that it was done
             if self._due(self.recipe.checkpoint.every):
                 self._save(log, told)
             if not self.checkpoints.writing:
@@ -82,6 +84,15 @@ class Trainer:
         self._save(log, told)
         self.checkpoints.wait()
         return place is None
+
+    def _step(self, place: Place, speed: Speed) -> dict[str, Any]:
+        """One step and its record."""
+        started = time.perf_counter()
+        self._enter(place)
+        batch = self._fetch(self.recipe.stage[place.stage])
+        record = self._learn(batch) | {"epochs": self._epochs()}
+        self.step, self.place = self.step + 1, replace(place, step=place.step + 1)
+        return record | speed.of(self.decoder.config, batch.batches, time.perf_counter() - started)
 
     def _learn(self, batch: GlobalBatch) -> dict[str, Any]:
         """One step of the optimiser: gradients are summed over micro-batches, as if they were one."""
@@ -103,7 +114,7 @@ class Trainer:
         factor = rate(self.place.step, self.recipe.stage[self.place.stage])
         self.optimizer.step(factor, norm)
         self.tokens, self._skips = self.tokens + batch.real, 0
-        record = {"kind": "step", "loss": loss, **extra, "lr": self.recipe.optimizer.lr * factor, "grad_norm": norm}
+        record = {"kind": "step", "loss": loss, **extra, **self.optimizer.rates(factor), "grad_norm": norm}
         return record | self.balance.finish(self.decoder) | _layers(self.balance) | _samples(batch)
 
     def _policy(self, micro: int, part: TrainBatch) -> Any:
@@ -122,8 +133,9 @@ class Trainer:
 
     def _begin(self, log: RunLog, told: Told) -> None:
         torch.manual_seed(self.recipe.run.seed)
-        if self.watch.probe is not None:
-            self.watch.probe.begin()
+        self._enter(self.place)
+        self.watch.begin()
+        self._begun = True
         if self.recipe.evaluation.source:
             self._evaluate(log, told)
 
@@ -147,6 +159,10 @@ class Trainer:
         moved_batches = tuple(moved(batch, self.decoder.device) for batch in batches)
         return GlobalBatch(moved_batches, max(targets, 1), real, loader.domains)
 
+    def _epochs(self) -> dict[str, float]:
+        assert self._loader is not None, "a stage was entered"
+        return self._loader[1].epochs()
+
     def _leave_out(self, batch: GlobalBatch, loss: float, norm: float) -> dict[str, Any]:
         """Weights, averages and balance stay as they were; TrainingError where the run is to stop."""
         self.optimizer.forget()
@@ -162,7 +178,7 @@ class Trainer:
         """The first micro-batch that is not finite by itself, in words; all of them where none is."""
         found = range(len(batch.batches))
         for micro, part in enumerate(batch.batches):
-            loss, _, _ = self.objective.loss(self.decoder, part, self._policy(micro, part), None)
+            loss, _, _ = self.objective.loss(self.decoder, part, self._policy(micro, part), self._recompute)
             loss.backward()  # type: ignore[no-untyped-call]
             finite = math.isfinite(float(loss.detach())) and math.isfinite(self.optimizer.norm())
             self.optimizer.forget()
@@ -172,9 +188,10 @@ class Trainer:
         parts = [batch.batches[micro] for micro in found]
         numbers = [sample for part in parts for sample in part.samples]
         named = sorted({domain for part in parts for domain in part.domains_T.tolist() if domain >= 0})
-        where = f"micro-batch {found[0] + 1}" if len(found) == 1 else "micro-batches 1 to"
+        count = len(batch.batches)
+        where = f"micro-batch {found[0] + 1}" if len(found) == 1 else f"micro-batches 1 to {count}"
         domains = ", ".join(batch.domains[domain] for domain in named)
-        return f"{what} in {where} of {len(batch.batches)}, samples {numbers[0]} to {numbers[-1]} (domains: {domains})"
+        return f"{what} in {where} of {count}, samples {numbers[0]} to {numbers[-1]} (domains: {domains})"
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -200,22 +217,31 @@ class Trainer:
         except MachineError as error:
             if self.recipe.checkpoint.on_failure == "stop":
                 raise
+            self._saved = -1  # it may be the one of this step, which is then tried again at the end
             self._tell({"kind": "unsaved", "what": str(error)}, log, told)
 
-    def _save(self, log: RunLog, told: Told) -> None:
+    def _save(self, log: RunLog, told: Told, state: dict[str, Any] | None = None) -> None:
         if self._saved != self.step:
             self._settle(log, told)
             log.flush()
-            self.checkpoints.save(self.step, self.tensors(), self.state())
+            self.checkpoints.save(self.step, self.tensors(), self.state() if state is None else state)
         self._saved = self.step
+
+    def _rescue(self, before: dict[str, Any], log: RunLog, told: Told) -> None:
+        """Keep what was learned until a step that failed, which changed no weights; it is done again from `before`."""
+        try:
+            self._save(log, told, before)
+            self.checkpoints.wait()
+        except MachineError as error:
+            warnings.warn(str(error), stacklevel=2)  # what ends the run matters more
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that a checkpoint holds: filled in place, they put the run back, but for random states."""
         parameters = self.decoder.named_parameters()
         biases = {f"bias/{name}": value.data for name, value in parameters if name.endswith(".router.bias_E")}
         balance = {f"balance/{name}": value for name, value in self.balance.state_dict().items()}
-        ids = {} if self.watch.probe is None else self.watch.probe.ids
-        probe = {f"probe/{index}": value for index, value in ids.items()}
+        kept = {} if self.watch.probe is None else self.watch.probe.tensors()
+        probe = {f"probe/{name}": value for name, value in kept.items()}
         return self.optimizer.tensors() | biases | balance | probe | _random_states(self.decoder.device)
 
     def state(self) -> dict[str, Any]:
@@ -242,6 +268,7 @@ class Trainer:
         _set_random_states(tensors)
         self.step, self.tokens, self.place = step, state["tokens"], Place(state["stage"], state["stage_step"])
         self._skips, self._evaluated, self._saved = state["skips"], state["evaluated"], step
+        self._begun = True
         if state["loader"] is not None:
             self._loader = self.place.stage, self.corpus.loader(self.place.stage)
             self._loader[1].load_state_dict(state["loader"])

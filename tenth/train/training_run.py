@@ -10,14 +10,15 @@ from typing import Literal
 
 import torch
 
-from tenth.errors import MachineError, RequestError
+from tenth.data.token_writer import sweep as sweep_tokens
+from tenth.errors import MachineError, RequestError, WeightsError
 from tenth.kernels.cpu.machine import usable_threads
 from tenth.train.corpus import Corpus
 from tenth.train.recipe import Recipe
 from tenth.train.recipe_reader import load_recipe
 from tenth.train.recipe_writer import differences, recipe_text
 from tenth.train.run_checkpoint import RunCheckpoints
-from tenth.train.run_export import MODEL_NAME, PACKED_NAME, export
+from tenth.train.run_export import MODEL_NAME, PACKED_NAME, STAMP_NAME, export, forget_export, is_exported, sweep
 from tenth.train.run_log import LOG_NAME, RunLog
 from tenth.train.run_setup import open_learner
 from tenth.train.trainer import Told, Trainer
@@ -25,7 +26,7 @@ from tenth.weights.load import Progress
 
 RECIPE_NAME = "recipe.toml"
 _CHECKPOINTS, _DATA = "checkpoints", "data"
-_OURS = ("tensorboard", MODEL_NAME, PACKED_NAME, LOG_NAME, RECIPE_NAME)
+_OURS = ("tensorboard", STAMP_NAME, MODEL_NAME, PACKED_NAME, LOG_NAME, RECIPE_NAME)
 
 Choice = Literal["auto", "resume", "fresh"]
 
@@ -54,7 +55,8 @@ def train(
 
     `fresh` begins anew and removes that earlier run, `resume` refuses to begin. `stop` is asked behind every step.
     RequestError where the folder holds a run of another recipe, naming the keys that differ; MachineError where the
-    disk refuses; TrainingError where a loss is not finite and the recipe says to stop.
+    disk refuses; TrainingError where a loss is not finite and the recipe says to stop; WeightsError where there are
+    checkpoints and none can be read.
     """
     folder = Path(recipe.run.out)
     _check_folder(folder, recipe, choice)
@@ -67,18 +69,32 @@ def train(
         trainer.checkpoints.take()  # before anything of a run that is at work is touched
         if choice == "fresh":
             _remove(folder)
-        trainer.restore()
+        sweep(folder)
+        sweep_tokens(folder / _DATA)
+        restored = _restored(trainer)
         _write_recipe(folder, recipe)
         note(_beginning(trainer))
-        log = RunLog(folder, trainer.step, tensorboard=recipe.log.tensorboard)
         first = trainer.step
-        try:
+        exported = is_exported(folder, recipe, first)
+        if not exported:
+            forget_export(folder)
+        with RunLog(folder, first if restored else None, tensorboard=recipe.log.tensorboard) as log:
             ended = trainer.run(log, told, stop)
-        finally:
-            log.close()
-    if ended and not (trainer.step == first > 0 and (folder / MODEL_NAME).exists()):
-        export(learner, trainer.optimizer.masters(), folder, recipe, report)
+        if ended and not (exported and trainer.step == first):
+            export(learner, trainer.optimizer.masters(), folder, recipe, trainer.step, report)
     return Outcome(folder, first, trainer.step, trainer.tokens, ended)
+
+
+def _restored(trainer: Trainer) -> bool:
+    """Whether the run goes on; it does not begin anew over checkpoints that somebody may still want to save."""
+    if trainer.restore():
+        return True
+    if steps := trainer.checkpoints.steps():
+        raise WeightsError(
+            f"{trainer.checkpoints.folder}: none of the checkpoints can be read (those of steps "
+            f"{', '.join(map(str, steps))}); begin anew with --fresh"
+        )
+    return False
 
 
 def _beginning(trainer: Trainer) -> str:

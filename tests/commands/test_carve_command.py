@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tenth.commands import app
+from tenth.commands.carve_command import command
 from tenth.model.batch import Batch
 from tenth.train.carve import CarveOptions
 from tenth.train.low_rank import LowRankOptions, attach, merge
@@ -60,7 +62,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_carved_loads_with_its_tokenizer(folder: Path) -> None:
-    assert "75.0" not in _done("show", folder / "carved", "--json")
     with open_checkpoint(folder / "carved") as checkpoint:
         moe = checkpoint.config.moe
         assert moe is not None
@@ -95,6 +96,26 @@ def test_a_healed_model_becomes_a_small_file(folder: Path, tmp_path: Path) -> No
     with open_checkpoint(folder / "carved") as checkpoint, torch.no_grad():
         before = load_decoder(checkpoint)(batch).logits_NV
     assert (rebuilt - wanted).std() < 0.3 * (before - wanted).std()
+
+
+def test_what_a_small_file_does_not_hold_is_refused(folder: Path, tmp_path: Path) -> None:
+    with open_checkpoint(folder / "carved") as checkpoint:
+        tokenizer = checkpoint.tokenizer()
+        healed = attach(load_decoder(checkpoint, dtype=torch.float32), LowRankOptions(6, 4))
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in healed.named_parameters():
+            if "outer" in name:
+                parameter.data.normal_(0, 0.05, generator=generator)
+        save_model(merge(healed), tmp_path / "rank6", tokenizer=tokenizer)
+        other = load_decoder(checkpoint, dtype=torch.float32)
+        other.embedding.dense().data.add_(0.1)
+        save_model(other, tmp_path / "other", tokenizer=tokenizer)
+    ranks = ("--rank", 2, "--shared-rank", 4)
+    small, carved = tmp_path / "small", folder / "carved"
+    _refused("layer 0: rank 2 keeps", "carve", carved, small, "--healed", tmp_path / "rank6", *ranks)
+    _refused("has changed in healing", "carve", carved, small, "--healed", tmp_path / "other", *ranks)
+    assert not small.exists()
+    _done("carve", carved, small, "--healed", tmp_path / "rank6", "--rank", 6, "--shared-rank", 4)
 
 
 def test_training_heals_and_the_small_file_keeps_it(folder: Path, tmp_path: Path) -> None:
@@ -161,6 +182,9 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     _refused("split is 'best'", "carve", dense, out, *SHAPE, "--split", "best")
     _refused("top_k is 10, it must lie between 1 and the 9", "carve", dense, out, *SHAPE[:4], "--top-k", 10)
     _refused("is neither a file, nor a folder", "carve", dense, out, *SHAPE, "--calibrate", folder / "none")
+    _refused("tokens is 0, it must be at least 1", "carve", dense, out, *SHAPE, "--tokens", 0)
+    _refused("rank is -1, it must be at least 1", "carve", carved, out, "--healed", carved, "--rank", -1)
+    _refused("exists; name a new file", "carve", carved, folder / "text.txt", "--healed", carved)
     _refused("calibration text are too few", "carve", dense, out, *SHAPE, "--tokens", 9)
     _refused("exists and is not an empty folder", "carve", dense, carved, *SHAPE)
     _refused("there is no such file", "carve", dense, out, "--from", folder / "none")
@@ -176,7 +200,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 
 def test_options_of_the_command_are_those_of_the_library() -> None:
     defaults = CarveOptions()
-    for name in ("num_experts", "shared", "top_k"):
-        option = "experts" if name == "num_experts" else name.replace("_", "-")
-        assert f"--{option}" in _done("carve", "--help")
-        assert f"[default: {getattr(defaults, name)}]" in _done("carve", "--help")
+    given = {name: part.default for name, part in inspect.signature(command).parameters.items()}
+    for option, name in {"experts": "num_experts", "shared": "shared", "top_k": "top_k", "split": "split"}.items():
+        assert given[option] == getattr(defaults, name)
+    assert (given["rank"], given["shared_rank"]) == (LowRankOptions().rank, LowRankOptions().shared_rank)

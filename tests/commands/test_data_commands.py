@@ -16,6 +16,7 @@ from tenth.data.standard_library import documents
 from tenth.data.token_file import TokenFile
 from tenth.weights.tokenizer import Tokenizer
 from tests.api.tiny import write_tokenizer
+from tests.data.token_files import write_tokens
 
 
 def invoke(*arguments: str | Path) -> Any:
@@ -50,7 +51,24 @@ def test_from_text_to_rows(corpus: Path, tmp_path: Path) -> None:
     assert second == f"{held_out.path}: {len(held_out):,} tokens in {held_out.documents} documents"
     loader = Loader([Source(out, 1.0, "x")], 128, 0, 400)
     assert loader.next().real == 128
-    assert loader.tokenizer == learned.fingerprint
+    assert file.tokenizer == held_out.tokenizer == learned.fingerprint
+
+
+def test_a_token_file_is_checked(tmp_path: Path) -> None:
+    path = write_tokens(tmp_path / "x.tokens", [[1, 2, 3], [4, 5]])
+    done = invoke("check", path)
+    assert (done.exit_code, done.stdout) == (0, f"{path}: 5 tokens in 2 documents, all as written\n")
+    data = bytearray(path.read_bytes())
+    data[4096 + 2] ^= 1
+    path.write_bytes(data)
+    done = invoke("check", path)
+    assert done.exit_code == 2
+    assert f"{path}: its bytes do not agree with its checksum" in done.stderr
+    data[0] ^= 1
+    path.write_bytes(data)
+    assert "x.tokens: is no token file" in invoke("check", path).stderr
+    renamed = write_tokens(tmp_path / "any.name", [[1, 2]])
+    assert invoke("check", renamed).exit_code == 0
 
 
 def test_a_models_tokenizer(corpus: Path, tmp_path: Path) -> None:

@@ -119,15 +119,12 @@ def test_a_state_continues_bit_by_bit(
         first.next()
     state = json.loads(json.dumps(first.state_dict()))
     expected = [first.next() for _ in range(more)]
-    second, third = Loader(made, length, seed, VOCABULARY), Loader(made, length, seed, VOCABULARY)
+    second = Loader(made, length, seed, VOCABULARY)
     second.load_state_dict(state)
-    third.seek(at + more)
-    third.seek(at)
-    assert second.index == third.index == at
+    assert second.index == at
     for row in expected:
         assert equal(row, second.next())
-        assert equal(row, third.next())
-    assert first.state_dict() == second.state_dict() == third.state_dict()
+    assert first.state_dict() == second.state_dict()
 
 
 def test_rows_by_hand(tmp_path: Path) -> None:
@@ -277,8 +274,7 @@ def test_sources_that_cannot_be_mixed_are_refused(tmp_path: Path) -> None:
     unknown = write_tokens(tmp_path / "c", [[1, 2]])
     single = write_tokens(tmp_path / "d", [[1]] * 9)
     assert "was made by another tokenizer than" in refused([Source(a, 1, "a"), Source(b, 1, "b")])
-    assert Loader([Source(unknown, 1, "c"), Source(a, 1, "a")], 8, 0, 1000).tokenizer == "one"
-    assert Loader([Source(unknown, 1, "c")], 8, 0, 1000).tokenizer is None
+    assert Loader([Source(unknown, 1, "c"), Source(a, 1, "a")], 8, 0, 1000).index == 0
     assert "no document of source 'd' is longer than one token" in refused([Source(single, 1, "d")])
     assert "has a vocabulary of 1000, the model's is 999" in refused([Source(a, 1, "a")], vocab_size=999)
     assert "cannot be read" in refused([Source(tmp_path / "none", 1, "a")])
@@ -314,12 +310,6 @@ def test_a_broken_token_is_named_and_can_be_passed_by(tmp_path: Path) -> None:
     assert errors == 2
     with pytest.raises(FileFormatError, match="token 21"):
         samples(path, 4)
-
-
-def test_seek_refuses_what_is_not_there(tmp_path: Path) -> None:
-    loader = Loader(sources(tmp_path, [([5, 3], 1.0)]), 8, 0, VOCABULARY)
-    with pytest.raises(RequestError, match="sample -1"):
-        loader.seek(-1)
 
 
 def test_collate(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tenth.data.token_file import HEADER_BYTES, Header, TokenFile, is_token_file
 from tenth.data.token_writer import TokenWriter
 from tenth.errors import FileFormatError, MachineError, RequestError, TenthError, TextError
-from tests.data.token_files import write_tokens
+from tests.data.token_files import domain_of, write_tokens
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6], [999] * 50]
 
@@ -66,7 +66,7 @@ def test_what_was_written_is_read(path: Path) -> None:
     file = TokenFile(path)
     assert (len(file), file.documents, file.vocab_size, file.tokenizer, file.header.end) == (56, 4, 1000, "abc", 0)
     assert [file.document(n).tolist() for n in range(4)] == DOCUMENTS
-    assert [file.domain(n) for n in range(4)] == ["prose", "code", "prose", "code"]
+    assert [domain_of(file, n) for n in range(4)] == ["prose", "code", "prose", "code"]
     assert file.tokens_T.dtype == np.uint16
     assert not file.tokens_T.flags.owndata
     assert not file.tokens_T.flags.writeable
@@ -98,7 +98,7 @@ def test_any_documents_come_back(
     file = TokenFile(path)
     file.verify()
     assert [file.document(n).tolist() for n in range(file.documents)] == documents
-    assert [file.domain(n) for n in range(file.documents)] == [names[n % len(names)] for n in range(len(documents))]
+    assert [domain_of(file, n) for n in range(file.documents)] == [names[n % len(names)] for n in range(len(documents))]
 
 
 def test_every_truncation_and_every_growth_is_refused(path: Path) -> None:
@@ -282,5 +282,5 @@ def test_damage_anywhere_is_refused_or_read_within_the_file(
     with contextlib.suppress(FileFormatError):
         file = TokenFile(path)
         assert sum(len(file.document(n)) for n in range(file.documents)) == len(file) == 56
-        assert {file.domain(n) for n in range(file.documents)} <= {*file.domains}
+        assert {domain_of(file, n) for n in range(file.documents)} <= {*file.domains}
         file.verify()

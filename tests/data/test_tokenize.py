@@ -32,6 +32,7 @@ from tenth.weights.bundled import bundled_gguf
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.tokenizer import Tokenizer
 from tests.api.tiny import tiny_tokenizer
+from tests.data.token_files import domain_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_documents_become_tokens(smollm2_tokenizer: Tokenizer, tmp_path: Path) -
     end = smollm2_tokenizer.token_id("<|endoftext|>")
     expected = [[*smollm2_tokenizer.encode(text), end] for text in kept]
     assert [file.document(n).tolist() for n in range(file.documents)] == expected
-    assert [file.domain(n) for n in range(file.documents)] == ["web", "books", "web", "web", "prose"]
+    assert [domain_of(file, n) for n in range(file.documents)] == ["web", "books", "web", "web", "prose"]
     assert smollm2_tokenizer.token_id("<|im_end|>") not in expected[1]  # text about control tokens is text
     assert (tally.documents, tally.tokens, tally.empty) == (5, len(file), 2)
     assert tally.text_bytes == sum(len(text.encode()) for text in kept)
@@ -226,39 +227,32 @@ def test_both_files_or_none(bytewise: Tokenizer, tmp_path: Path) -> None:
 
 def test_the_cache_is_found_again_while_nothing_changes(bytewise: Tokenizer, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "x.jsonl", [f"text {n}" for n in range(50)])
-    cache, options = tmp_path / "cache", TokenizeOptions(hold_out=0.2)
-    path = tokenize_cached([source], bytewise, cache, options)
+    cache = tmp_path / "cache"
+    path = tokenize_cached([source], bytewise, cache)
     stamp = path.stat().st_mtime_ns
-    assert tokenize_cached([source], bytewise, cache, options) == path
+    assert tokenize_cached([source], bytewise, cache) == path
     assert path.stat().st_mtime_ns == stamp
-    assert files(cache) == [path.name, held_out_path(path).name]
-    for broken in (path, held_out_path(path)):
-        broken.write_bytes(broken.read_bytes()[:-1])
-        assert tokenize_cached([source], bytewise, cache, options) == path
-        TokenFile(broken).verify()
-    held_out_path(path).unlink()
-    tokenize_cached([source], bytewise, cache, options)
-    TokenFile(held_out_path(path)).verify()
+    assert files(cache) == [path.name]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert tokenize_cached([source], bytewise, cache) == path
+    TokenFile(path).verify()
 
 
 def test_the_cache_key_names_all_that_decides(
     bytewise: Tokenizer, smollm2_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     source = jsonl(tmp_path / "x.jsonl", ["one", "two"])
-    plain = TokenizeOptions()
-    keys = [cache_key([source], bytewise, plain), cache_key([source], smollm2_tokenizer, plain)]
-    keys += [cache_key([source], bytewise, TokenizeOptions(end=False))]
-    keys += [cache_key([source], bytewise, TokenizeOptions(hold_out=0.1))]
-    keys += [cache_key([replace(source, text_key="kind")], bytewise, plain)]
-    keys += [cache_key([replace(source, domain_key=None, domain="d")], bytewise, plain)]
-    keys += [cache_key([source, source], bytewise, plain)]
+    keys = [cache_key([source], bytewise), cache_key([source], smollm2_tokenizer)]
+    keys += [cache_key([replace(source, text_key="kind")], bytewise)]
+    keys += [cache_key([replace(source, domain_key=None, domain="d")], bytewise)]
+    keys += [cache_key([source, source], bytewise)]
     os.utime(tmp_path / "x.jsonl", ns=(1, 1))
-    keys += [cache_key([source], bytewise, plain)]
+    keys += [cache_key([source], bytewise)]
     jsonl(tmp_path / "x.jsonl", ["one", "two", "three"])
     os.utime(tmp_path / "x.jsonl", ns=(1, 1))
-    keys += [cache_key([source], bytewise, plain)]
+    keys += [cache_key([source], bytewise)]
     assert len({*keys}) == len(keys)
-    assert cache_key([source], bytewise, plain) == keys[-1]
+    assert cache_key([source], bytewise) == keys[-1]
 
 
 def test_a_learned_tokenizer_serves(tmp_path: Path) -> None:

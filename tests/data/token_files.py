@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tenth.data.token_file import TokenFile
 from tenth.data.token_writer import TokenWriter
 
 
@@ -32,3 +33,8 @@ def numbered(lengths: Sequence[int], first: int = 0) -> list[list[int]]:
         documents.append(list(range(first, first + length)))
         first += length
     return documents
+
+
+def domain_of(file: TokenFile, document: int) -> str:
+    """The name of a document's domain."""
+    return file.domains[int(file.domains_S[document])]

@@ -113,6 +113,11 @@ def test_router_scores(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(got[0][:, 17], got[0][:, 3])
 
 
+@EVERY_SET
+def test_router_scores_of_no_tokens(name: str) -> None:
+    assert NATIVE[name].router_logits(torch.zeros(0, 16), torch.ones(4, 16)).shape == (0, 4)
+
+
 @TYPES
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     x_TD, weight, rows_ED = (

@@ -117,3 +117,9 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be written"):
         plot_runs([_write(tmp_path / "other")], tmp_path / "file" / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_every_domain_is_drawn(tmp_path: Path) -> None:
+    domains = tuple("abcdefghi")
+    figure = draw_runs([RunRecords.read(_write(tmp_path / "one", domains=domains))])
+    assert len(_drawn(figure, "Held-out loss")) == 9

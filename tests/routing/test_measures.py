@@ -89,6 +89,12 @@ def test_router_entropy_of_known_logits(logits: list[list[float]], entropy: floa
     assert half == pytest.approx(entropy, abs=2e-3)
 
 
+def test_router_entropy_of_sigmoids_is_that_of_their_shares() -> None:
+    logits = [math.log(1), math.log(3), -50.0]  # sigmoids 1/2, 3/4 and nearly 0: shares 2/5 and 3/5
+    measured = router_entropy(torch.tensor([logits], dtype=torch.float64), "sigmoid")
+    assert measured == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.6)) / math.log(3), abs=1e-9)
+
+
 def test_router_entropy_of_no_tokens_is_a_number() -> None:
     assert router_entropy(torch.zeros(0, 4)) == 0.0
 

@@ -14,7 +14,7 @@ CONFIG = replace(preset("tiny-moe"), model_type="qwen3", moe=None, sparse_layers
 
 
 def tiny_dense(dtype: torch.dtype = torch.float64, **changes: object) -> Decoder:
-    """Two layers of width 64, feed-forward width 96."""
+    """Three layers of width 64, feed-forward width 96."""
     return initialise(Decoder(replace(CONFIG, **changes), dtype=dtype), seed=3, std=0.2).requires_grad_(False)
 
 

@@ -24,7 +24,7 @@ from tenth.model.preset import preset
 from tenth.routing.record import LayerRouting, Routing
 from tenth.routing.rule import RouteRule, RoutingPolicy
 from tenth.train.balance import Balance, BalanceOptions
-from tenth.train.balance_loss import document_loss, global_loss, switch_loss, z_loss
+from tenth.train.balance_loss import log_scores, router_terms, token_weights, z_loss
 
 MOE = MoeConfig(8, 2, 12)
 BIASED = replace(MOE, score="sigmoid", expert_bias=True)
@@ -55,6 +55,26 @@ def _agreement(tokens: Sequence[int], logits: list[list[float]], ids: list[list[
     return experts * total
 
 
+def _loss(
+    kind: str,
+    logits_TE: torch.Tensor,
+    ids_TK: torch.Tensor,
+    rule: RouteRule,
+    real_T: torch.Tensor | None = None,
+    bounds: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """What `Balance` adds for a single layer and micro-batch, at weight 1."""
+    moe = MoeConfig(logits_TE.shape[1], rule.top_k, 12, score=rule.score)
+    balance = Balance(_config(moe, layers=(1,)), BalanceOptions(kind, weight=1.0))  # type: ignore[arg-type]
+    balance.begin(len(logits_TE) if real_T is None else int(real_T.sum()), 0)
+    record = LayerRouting(logits_TE.shape[1], ids_TK, torch.ones(ids_TK.shape), logits_TE, None)
+    return balance.loss(Routing({1: record}), bounds or (0, len(logits_TE)), real_T)
+
+
+def _global_loss(logits_TE: torch.Tensor, share_E: torch.Tensor, rule: RouteRule, tokens: int) -> torch.Tensor:
+    return router_terms(log_scores(logits_TE, rule), token_weights(logits_TE, None, tokens), share_E)[0]
+
+
 @given(
     st.integers(1, 12), st.integers(2, 7), st.data(), st.sampled_from(["softmax", "sigmoid"]), st.integers(0, 1 << 20)
 )
@@ -69,35 +89,33 @@ def test_losses_are_the_sums_they_say(t: int, e: int, data: st.DataObject, score
     rule, real_T = RouteRule(k, score=score), torch.tensor(real)
     logits, ids, kept = logits_TE.tolist(), ids_TK.tolist(), [i for i in range(t) if real[i]]
 
-    got = switch_loss(logits_TE, ids_TK, rule, real_T)
-    assert float(got) == pytest.approx(_agreement(kept, logits, ids, score), rel=1e-12)
+    for kind in ("micro", "global"):
+        got = _loss(kind, logits_TE, ids_TK, rule, real_T, bounds)
+        assert float(got) == pytest.approx(_agreement(kept, logits, ids, score), rel=1e-12)
     by_document = 0.0
     for start, end in pairwise(bounds):
         inside = [i for i in kept if start <= i < end]
         by_document += len(inside) / len(kept) * _agreement(inside, logits, ids, score) if inside else 0.0
-    got = document_loss(logits_TE, ids_TK, rule, bounds, real_T)
+    got = _loss("document", logits_TE, ids_TK, rule, real_T, bounds)
     assert float(got) == pytest.approx(by_document, rel=1e-12)
     z = sum(math.log(sum(math.exp(x) for x in logits[i])) ** 2 for i in kept) / len(kept)
     assert float(z_loss(logits_TE, real_T)) == pytest.approx(z, rel=1e-12)
-    share_E = _random(e, seed=seed + 1).softmax(-1)
-    expected = sum(e * float(share_E[i]) * _p(logits[n], score)[i] for n in kept for i in range(e)) / 100
-    assert float(global_loss(logits_TE, share_E, rule, real_T, tokens=100)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_float32_and_bfloat16_logits_are_summed_in_float32() -> None:
     logits_TE, ids_TK = _random(500, 16, seed=1, dtype=torch.bfloat16), torch.arange(1000).reshape(500, 2) % 16
-    exact = switch_loss(logits_TE.double(), ids_TK, RouteRule(2))
+    exact = _loss("micro", logits_TE.double(), ids_TK, RouteRule(2))
     for dtype in (torch.float32, torch.bfloat16):
-        loss = switch_loss(logits_TE.to(dtype), ids_TK, RouteRule(2))
+        loss = _loss("micro", logits_TE.to(dtype), ids_TK, RouteRule(2))
         assert loss.dtype == torch.float32
         assert float(loss) == pytest.approx(float(exact), rel=1e-6)
 
 
 def test_balanced_and_collapsed_losses() -> None:
     even = torch.zeros(8, 4)
-    assert float(switch_loss(even, torch.arange(16).reshape(8, 2) % 4, RouteRule(2))) == pytest.approx(1.0)
+    assert float(_loss("micro", even, torch.arange(16).reshape(8, 2) % 4, RouteRule(2))) == pytest.approx(1.0)
     one = torch.tensor([[50.0, 0.0, 0.0, 0.0]] * 8)
-    assert float(switch_loss(one, torch.zeros(8, 1, dtype=torch.int64), RouteRule(1))) == pytest.approx(4.0)
+    assert float(_loss("micro", one, torch.zeros(8, 1, dtype=torch.int64), RouteRule(1))) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
@@ -107,8 +125,8 @@ def test_gradients_of_the_losses(score: str) -> None:
 
     def run(logits_TE: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (
-            switch_loss(logits_TE, ids_TK, rule, real_T),
-            document_loss(logits_TE, ids_TK, rule, (0, 3, 7), real_T),
+            _loss("micro", logits_TE, ids_TK, rule, real_T),
+            _loss("document", logits_TE, ids_TK, rule, real_T, (0, 3, 7)),
             z_loss(logits_TE, real_T),
         )
 
@@ -215,8 +233,8 @@ def test_buffered_shares_are_of_the_micro_steps_so_far() -> None:
         first = balance.loss(Routing({1: _record(ids[0], logits[0])}), (0, 3))
         second = balance.loss(Routing({1: _record(ids[1], logits[1])}), (0, 3))
         rule, seen = RouteRule(2), torch.tensor([[3, 2, 1, 0], [3, 3, 3, 3]])
-        torch.testing.assert_close(first, 0.5 * global_loss(logits[0], seen[0] / 6, rule, tokens=6))
-        torch.testing.assert_close(second, 0.5 * global_loss(logits[1], seen[1] / 12, rule, tokens=6))
+        torch.testing.assert_close(first, 0.5 * _global_loss(logits[0], seen[0] / 6, rule, 6))
+        torch.testing.assert_close(second, 0.5 * _global_loss(logits[1], seen[1] / 12, rule, 6))
         balance.finish(Decoder(FOUR, device="meta"))
 
 
@@ -266,6 +284,17 @@ def test_router_entropy_is_the_mean_over_real_tokens() -> None:
         balance.loss(routing.select(slice(1, 2)), (0, 1))
         assert float(loss) == 0.0
         assert balance.finish(Decoder(config, device="meta"))["router_entropy"] == pytest.approx(2 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("z_weight", [0.0, 1e-9])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_the_z_loss_that_is_logged_is_of_logits(score: str, z_weight: float) -> None:
+    config = replace(FOUR, moe=replace(FOUR.moe, score=score))
+    balance = Balance(config, BalanceOptions("none", z_weight=z_weight))
+    balance.begin(2, 0)
+    balance.loss(Routing({1: _record([[0, 1]] * 2, torch.full((2, 4), 5.0))}), (0, 2))
+    measured = balance.finish(Decoder(config, device="meta"))["z_loss"]
+    assert measured == pytest.approx((5 + math.log(4)) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
@@ -365,7 +394,10 @@ def test_state_goes_on_where_it_was() -> None:
 
 def test_a_dense_model_has_nothing_to_balance() -> None:
     dense = replace(_config(), moe=None, sparse_layers=())
-    balance = Balance(dense, BalanceOptions(counts="exact", capacity=1.0, noise=0.1))
+    for values in ({"capacity": 1.0}, {"noise": 0.1}):
+        with pytest.raises(ConfigError, match=f"{next(iter(values))} is for routers, and this model is dense"):
+            Balance(dense, BalanceOptions(**values))
+    balance = Balance(dense, BalanceOptions(counts="exact"))
     balance.begin(5, 0)
     assert not balance.counting
     assert balance.policy(0) is None
@@ -378,6 +410,7 @@ def test_a_dense_model_has_nothing_to_balance() -> None:
     [
         ({"kind": "batch"}, "kind is 'batch', it must be one of none, micro, document, global"),
         ({"counts": "all"}, "counts is 'all', it must be buffered or exact"),
+        ({"kind": "micro", "counts": "exact"}, "counts is 'exact', which is of kind 'global'; kind is 'micro'"),
         ({"weight": -1.0}, "weight is -1.0, it must be finite and not negative"),
         ({"z_weight": math.nan}, "z_weight is nan"),
         ({"noise": math.inf}, "noise is inf"),

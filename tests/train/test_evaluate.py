@@ -17,7 +17,7 @@ from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
 from tenth.train import cross_entropy
 from tenth.train.cross_entropy import cross_entropy_sum, token_losses
-from tenth.train.evaluate import evaluate, mean_loss
+from tenth.train.evaluate import evaluate, mean_loss, student
 from tenth.train.run_watch import Counts
 
 
@@ -55,8 +55,8 @@ def test_by_domain_against_plain_torch(decoder: Decoder) -> None:
             logits_NV = decoder(Batch.of([row.tokens_T[start:end]])).logits_NV
             loss = F.cross_entropy(logits_NV, row.targets_T[start:end], ignore_index=IGNORE, reduction="sum")
             sums[row.domains[number]].append((float(loss), int((row.targets_T[start:end] != IGNORE).sum())))
-    found = evaluate(decoder, rows, ("code", "prose"), rows=2)
-    assert list(found) == ["all", "code", "prose"]
+    every, found = evaluate(decoder, rows, ("code", "prose"), rows=2)
+    assert list(found) == ["code", "prose"]
     for domain, name in enumerate(("code", "prose")):
         total = sum(loss for loss, _ in sums[domain]), sum(count for _, count in sums[domain])
         assert found[name].loss == pytest.approx(total[0] / total[1], abs=1e-9)
@@ -64,8 +64,13 @@ def test_by_domain_against_plain_torch(decoder: Decoder) -> None:
         assert found[name].perplexity == pytest.approx(math.exp(found[name].loss))
     assert found["code"].documents == 2  # of four characters, and of the six that go on with three in the next row
     assert found["prose"].documents == 3
-    assert found["all"].tokens == 3 + 7 + 5 + 6 + 2 + 6
-    assert found["all"].low < found["all"].loss < found["all"].high
+    assert every.tokens == 3 + 7 + 5 + 6 + 2 + 6
+    assert every.low < every.loss < every.high
+
+
+def test_a_domain_may_be_called_all(decoder: Decoder) -> None:
+    every, found = evaluate(decoder, _rows([(4, 8)], [(0, 1)]), ("all", "prose"))
+    assert (every.tokens, found["all"].tokens, found["prose"].tokens) == (10, 3, 7)
 
 
 def test_counts_leave_padding_out(decoder: Decoder) -> None:
@@ -85,9 +90,17 @@ def test_an_interval_of_a_ratio_by_hand() -> None:
     found = mean_loss([2.0, 9.0, 4.0], [1, 3, 2])
     mean = 15 / 6
     spread = (2 - mean) ** 2 + (9 - 3 * mean) ** 2 + (4 - 2 * mean) ** 2
-    half = 1.959964 * math.sqrt(3 / 2 * spread) / 6
+    half = 4.302653 * math.sqrt(3 / 2 * spread) / 6  # three documents: two degrees of freedom
     assert (found.loss, found.low, found.high) == pytest.approx((mean, mean - half, mean + half))
     assert mean_loss([3.0], [2]).high == math.inf
+
+
+@pytest.mark.parametrize(
+    ("freedom", "known"),
+    [(1, 12.70620), (2, 4.30265), (9, 2.26216), (10, 2.22814), (30, 2.04227), (60, 2.00030), (1000, 1.96234)],
+)
+def test_student_as_tables_have_it(freedom: int, known: float) -> None:
+    assert student(freedom) == pytest.approx(known, abs=2e-5)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:

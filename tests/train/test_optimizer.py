@@ -203,3 +203,15 @@ def test_routers_have_a_rate_of_their_own() -> None:
     for part in optimizer.learned:
         moved = (part.master - before[part.name]).abs().median().item()
         assert moved == pytest.approx(5e-5 if part.group == "routers" else 5e-3, rel=1e-2), part.name
+
+
+def test_rates_for_the_log() -> None:
+    def rates(**options: Any) -> dict[str, float]:
+        decoder = Decoder(preset("tiny-moe"))
+        return Optimizer(decoder.named_parameters(), OptimizerOptions(lr=0.5, **options)).rates(0.5)
+
+    assert rates() == {"lr": 0.25}
+    assert rates(router_lr=0.5) == {"lr": 0.25}
+    assert rates(router_lr=0.25) == {"lr": 0.25, "lr_router": 0.125}
+    assert rates(kind="muon") == {"lr": 0.25}
+    assert rates(kind="muon", muon_lr=2.0, router_lr=1.0) == {"lr": 0.25, "lr_muon": 1.0, "lr_router": 0.5}

@@ -45,7 +45,11 @@ def test_a_recipe_is_what_it_says_and_defaults_elsewhere(tmp_path: Path) -> None
 def test_text_and_back(tmp_path: Path) -> None:
     recipe = _read(
         tmp_path,
-        stage=[STAGE, {**STAGE, "name": 'län"g', "weights": {"code": 2, "prose": 0}, "rope_theta": 1e6}],
+        stage=[
+            STAGE,
+            {**STAGE, "name": 'län"g', "weights": {"code": 2, "prose": 0, "\U0001f600\x7f": 1}, "rope_theta": 1e6},
+        ],
+        source=[{"path": "code"}, {"path": "prose"}, {"path": "x", "name": "\U0001f600\x7f"}],
         distill={"kl_weight": 0.5},
     )
     text = recipe_text(recipe)
@@ -83,14 +87,33 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"balance": {"kind": "locally"}}, r"balance\.kind is 'locally', it must be one of none, micro, document, global"),
     ({"balance": {"capacity": "high"}}, r"balance\.capacity is 'high', it must be a number or one of load"),
+    ({"optimizer": {"betas": [0.9, 1.0]}}, r"betas is \[0\.9, 1\.0\], it must be .* of at least 0 and below 1 "),
+    (
+        {"optimizer": {"betas": [1, 0.9]}},
+        r"betas is \[1, 0\.9\], it must be .* and below 1",
+    ),
+    ({"optimizer": {"kind": "muon", "muon_momentum": 1.0}}, r"optimizer\.muon_momentum is 1\.0, it must be a number"),
+    ({"optimizer": {"muon_lr": 0.1}}, r"r\.toml: \[optimizer\] muon_lr is 0\.1, which counts only with kind = 'muon'"),
+    ({"optimizer": {"muon_scale": "original"}}, r"\[optimizer\] muon_scale is 'original', which counts only with kind"),
+    (
+        {"stage": [STAGE, {**STAGE, "schedule": "constant", "final": 0.5}]},
+        r"\[stage\.1\] final is 0\.5, which counts only with a schedule that falls: leave it out",
+    ),
+    ({"stage": [{**STAGE, "decay": 0.5}]}, r"\[stage\.0\] decay is 0\.5, which counts only with schedule = 'wsd'"),
+    (
+        {"model": {"shape": None, "from": "default-dense", "init_std": 0.1}},
+        r"\[model\] init_std is 0\.1, which counts only where \[model\.shape\] starts from scratch: leave it out",
+    ),
     ({"balance": {"weight": -1.0}}, r"\[balance\] balance weight is -1\.0"),
 ]
 
 
 @pytest.mark.parametrize(("sections", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
 def test_what_is_wrong_is_named(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
+    raw = raw_recipe(tmp_path, **sections)
+    raw["model"] = {key: value for key, value in raw["model"].items() if value is not None}
     with pytest.raises(RequestError, match=message) as caught:
-        _read(tmp_path, **sections)
+        read_recipe(raw, "r.toml")
     assert "\n" not in str(caught.value)
 
 

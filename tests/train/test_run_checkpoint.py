@@ -12,9 +12,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import torch
@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tenth.errors import FileFormatError, MachineError, TensorError, WeightsError
+from tenth.train import run_storage
 from tenth.train.run_checkpoint import RunCheckpoints
 from tenth.train.run_image import KINDS, FileImage, Pace
-from tests.train.tiny_run import recipe_of, run
+from tenth.train.run_log import RunLog
+from tests.train.tiny_run import recipe_of, run, trainer_of
 
 FILES = ("state.json", "tensors.safetensors")
 
@@ -171,6 +173,54 @@ def test_going_on_before_a_broken_one_replaces_it(tmp_path: Path) -> None:
         checkpoints.save(20, _run(20), {"step": 20})
     assert _names(tmp_path) == ["step-00000010", "step-00000020"]
     assert RunCheckpoints(tmp_path, 2).latest() == 20
+
+
+def test_broken_ones_are_no_reason_to_drop_a_whole_one(tmp_path: Path) -> None:
+    _saved(tmp_path, 10, 20)
+    (tmp_path / "step-00000020" / "state.json").unlink()
+    with RunCheckpoints(tmp_path, 2) as checkpoints:
+        with pytest.warns(UserWarning, match="is broken and passed over"):
+            assert checkpoints.latest() == 10
+        checkpoints.save(25, _run(25), {"step": 25})
+    assert _names(tmp_path) == ["step-00000010", "step-00000025"]
+
+
+def test_what_lies_ahead_and_was_not_looked_at_stays(tmp_path: Path) -> None:
+    _saved(tmp_path, 10, 30)
+    with RunCheckpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(20, _run(20), {"step": 20})
+    assert _names(tmp_path) == ["step-00000020", "step-00000030"]
+
+
+def _locked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for one who may not read it; root may read all."""
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == file:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_one_that_cannot_be_read_now_is_not_passed_over(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _saved(tmp_path, 10, 20)
+    _locked(tmp_path / "step-00000020" / file, monkeypatch)
+    with pytest.raises(WeightsError, match=rf"step-00000020/{file}: cannot be opened: Permission denied"):
+        RunCheckpoints(tmp_path, 2).latest()
+
+
+def test_one_of_another_version_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _saved(tmp_path, 10)
+    monkeypatch.setattr(run_storage, "_VERSION", 2)
+    _saved(tmp_path, 20)
+    monkeypatch.undo()
+    with pytest.raises(WeightsError, match=r"state\.json: is of version 2, this program reads 1"):
+        RunCheckpoints(tmp_path, 2).latest()
 
 
 def test_what_a_killed_save_left_goes_at_the_next_start(tmp_path: Path) -> None:
@@ -376,6 +426,28 @@ def test_a_run_may_stop_there_and_lose_no_more(tmp_path: Path) -> None:
     assert _names(tmp_path / "run" / "checkpoints") == ["step-00000002"]
     outcome = run(recipe)[0]
     assert (outcome.first_step, outcome.step, outcome.ended) == (2, 6, True)
+
+
+def test_the_last_checkpoint_is_tried_again(tmp_path: Path) -> None:
+    """The one of the last step fails while the loop still looks: the closing save is not taken for done."""
+    recipe = recipe_of(tmp_path, checkpoint={"every": 6})
+    trainer, _ = trainer_of(recipe)
+    told: list[str] = []
+    save, saves = trainer.checkpoints.save, list[int]()
+
+    def fails_once(step: int, *arguments: Any) -> None:
+        saves.append(step)
+        with _files_up_to(2000) if len(saves) == 1 else nullcontext():
+            save(step, *arguments)
+            if trainer.checkpoints._thread is not None:
+                trainer.checkpoints._pace.hurry()
+                trainer.checkpoints._thread.join()
+
+    trainer.checkpoints.save = fails_once  # type: ignore[method-assign]
+    with trainer.checkpoints, RunLog(Path(recipe.run.out), None, tensorboard=False) as log:
+        assert trainer.run(log, lambda record: told.append(record["kind"]))
+    assert (saves, told.count("unsaved")) == ([6, 6], 1)
+    assert trainer.checkpoints.latest() == 6
 
 
 def test_memory_that_is_not_there(tmp_path: Path) -> None:

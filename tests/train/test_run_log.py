@@ -52,7 +52,9 @@ def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path) -> None:
 
 def test_a_run_from_the_start_has_an_empty_log(tmp_path: Path) -> None:
     path = _written(tmp_path, range(3))
-    RunLog(tmp_path, 0, tensorboard=False).close()
+    RunLog(tmp_path, 0, tensorboard=False).close()  # a checkpoint of the start was loaded: what it evaluated stays
+    assert [record["step"] for record in read_log(path)] == [0]
+    RunLog(tmp_path, None, tensorboard=False).close()
     assert read_log(path) == []
 
 
@@ -71,6 +73,56 @@ def test_a_log_that_is_none(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be written"):
         RunLog(tmp_path / "missing", 0, tensorboard=False)
+
+
+def test_a_full_disk_is_told_once_and_hides_nothing(tmp_path: Path) -> None:
+    full = f"{tmp_path / LOG_NAME}: cannot be written: No space left on device"
+
+    def log_on_full_disk() -> RunLog:
+        log = RunLog(tmp_path, None, tensorboard=False)
+        log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+        return log
+
+    def fail() -> None:
+        with log_on_full_disk() as log:
+            log._file.write("left")
+            raise KeyError
+
+    with pytest.raises(MachineError, match=full), log_on_full_disk() as log:
+        log.write(_record(1))
+    with pytest.raises(KeyError):
+        fail()
+    log = log_on_full_disk()
+    log._file.write("left")
+    with pytest.raises(MachineError, match=full):
+        log.close()
+
+
+class _Full:
+    """TensorBoard's writer on a full disk."""
+
+    def add_scalar(self, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    flush = close = add_scalar
+
+
+def test_a_full_disk_of_tensorboard(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, None, tensorboard=False)
+    log._scalars = _Full()
+    for act in (lambda: log.write(_record(1)), log.flush, log.close):
+        with pytest.raises(MachineError, match=r"tensorboard: cannot be written: No space left on device"):
+            act()
+    log = RunLog(tmp_path, None, tensorboard=False)
+    log._file.close()
+    log._file = _Broken()  # type: ignore[assignment]
+    with pytest.raises(MachineError, match=r"log\.jsonl: cannot be written: Input/output error"):
+        log.flush()
+
+
+class _Broken:
+    def fileno(self) -> int:
+        raise OSError(5, "Input/output error")
 
 
 def test_places_of_scalars() -> None:

@@ -50,7 +50,8 @@ def test_a_stage_scales_all_of_it() -> None:
 )
 def test_rises_then_falls_to_the_end(kind: str, steps: int, data: st.DataObject, final: float, decay: float) -> None:
     warmup = data.draw(st.integers(0, steps - 1))
-    rates = _rates(schedule=kind, steps=steps, warmup=warmup, final=final, decay=decay)
+    options = {**({} if kind == "constant" else {"final": final}), **({"decay": decay} if kind == "wsd" else {})}
+    rates = _rates(schedule=kind, steps=steps, warmup=warmup, **options)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert all(0 <= r <= 1 for r in rates)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from tenth.data.collate import TrainBatch
-from tenth.errors import FileFormatError, RequestError, TenthError, TrainingError
+from tenth.errors import FileFormatError, RequestError, TenthError, TrainingError, WeightsError
 from tenth.model.decoder import Decoder, RunLayer
-from tenth.model.preset import preset
 from tenth.routing.record import Routing
 from tenth.routing.rule import RoutingPolicy
 from tenth.train import training_run
@@ -24,7 +23,6 @@ from tenth.train.objective import LanguageModelling
 from tenth.train.recipe import Recipe
 from tenth.train.recipe_reader import read_recipe
 from tenth.train.run_log import RunLog
-from tenth.train.run_watch import forward_flops
 from tenth.train.training_run import train
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
@@ -66,7 +64,7 @@ BALANCED = {"kind": "global", "counts": "exact", "weight": 0.1, "z_weight": 0.01
 def test_four_micro_batches_are_one_batch_of_four(compute: str, tolerance: float, tmp_path: Path) -> None:
     def gradients(rows: int, kind: str = "global") -> dict[str, Tensor]:
         stage = {**STAGE, "rows": rows, "batch_tokens": 256}
-        balance = {**BALANCED, "kind": kind}
+        balance = BALANCED if kind == "global" else {**BALANCED, "kind": kind, "counts": "buffered"}
         return _gradients(recipe_of(tmp_path, stage=[stage], balance=balance, precision={"compute": compute}))
 
     whole = gradients(8)
@@ -295,7 +293,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         run(recipe)
     monkeypatch.undo()
     outcome, _ = run(recipe)  # what was learned before is there
-    assert outcome.first_step == 3
+    assert outcome.first_step == 4
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
@@ -326,6 +324,31 @@ def test_such_a_batch_is_left_out(gradient: bool, tmp_path: Path, monkeypatch: p
     assert all(bool(torch.isfinite(parameter).all()) for parameter in trainer.decoder.parameters())
 
 
+class _Together(LanguageModelling):
+    """Not finite in the first step, and finite where its micro-batches are computed again."""
+
+    def __init__(self) -> None:
+        self.recomputed: list[bool] = []
+
+    def loss(
+        self, decoder: Decoder, batch: TrainBatch, policy: RoutingPolicy | None, run: RunLayer | None
+    ) -> tuple[Tensor, dict[str, float], Routing | None]:
+        self.recomputed.append(run is not None)
+        loss, extra, routing = super().loss(decoder, batch, policy, run)
+        return loss * (float("inf") if len(self.recomputed) == 2 else 1), extra, routing
+
+
+def test_the_search_for_the_culprit_recomputes_layers_and_may_find_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, objective = recipe_of(tmp_path, run={"recompute": True}), _Together()
+    _with_objective(recipe, objective, monkeypatch)
+    with pytest.raises(TrainingError, match=r"the loss is inf in micro-batches 1 to 2 of 2, samples 0 to 3 \(domains"):
+        run(recipe)
+    assert objective.recomputed == [True] * 4
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")) == []  # nothing was learned
+
+
 def test_too_many_of_them_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(tmp_path, run={"on_nan": "skip", "max_skips": 2})
     _with_objective(recipe, _Broken(0, 4, False), monkeypatch)
@@ -348,7 +371,7 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], None], type[TenthError], str]] 
     ({}, lambda f: (f / "code").rename(f / "other"), RequestError, r"code: is neither a file"),
     ({"model": {"tokenizer": ""}}, lambda f: None, RequestError, "source 'code': is text, which needs a tokenizer"),
     ({"model": {"shape": {**SHAPE, "vocab_size": 100}}}, lambda f: None, RequestError, "the model's vocab_size is 100"),
-    ({"run": {"device": "abacus"}}, lambda f: None, RequestError, "run.device is 'abacus'"),
+    ({"run": {"device": "abacus"}}, lambda f: None, RequestError, "device is 'abacus'"),
     ({"balance": {"bias_rate": 0.1}}, lambda f: None, TenthError, "expert_bias"),
     ({"model": {"shape": {**SHAPE, "model_type": "qwen3"}}}, lambda f: None, TenthError, "it has experts"),
 ]
@@ -385,7 +408,7 @@ def test_what_is_written_is_what_was_learned(tmp_path: Path) -> None:
     with open_checkpoint(folder / "packed") as checkpoint:
         assert checkpoint.packed is not None
         packed = load_decoder(checkpoint)
-    losses = [evaluate(model, rows, names)["all"].loss for model in (decoder, packed)]
+    losses = [evaluate(model, rows, names)[0].loss for model in (decoder, packed)]
     assert losses[1] == pytest.approx(losses[0], abs=0.01)
 
 
@@ -420,12 +443,13 @@ def test_going_on_from_a_model_and_healing_it_with_deltas(tmp_path: Path) -> Non
     assert changed == {"mlp.router.weight_ED", "mlp.experts.w13_E2FD", "mlp.experts.w2_EDF"}
 
 
-def test_a_token_that_breaks_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_token_that_breaks_stops_the_run_and_loses_nothing(every: int, tmp_path: Path) -> None:
     """A file goes bad while the run reads it; whole again, the run goes on and ends as if nothing had been."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
     told = run(recipe_of(tmp_path / "whole"))[1]
-    recipe = recipe_of(tmp_path / "broken")
+    recipe = recipe_of(tmp_path / "broken", checkpoint={"every": every})
     files: dict[Path, bytes] = {}
 
     def spoil(record: Any) -> None:
@@ -441,13 +465,57 @@ def test_a_token_that_breaks_stops_the_run_and_loses_nothing(tmp_path: Path) -> 
     for path, content in files.items():
         path.write_bytes(content)
     outcome, rest = run(recipe)
-    assert outcome.first_step == 3
-    assert [_timeless(record) for record in rest] == [_timeless(record) for record in told if record["step"] > 3]
+    assert outcome.first_step == 5
+    assert [_timeless(record) for record in rest] == [_timeless(record) for record in told if record["step"] > 5]
 
 
-def test_operations_of_a_pass_count_what_attention_sees() -> None:
-    config = replace(preset("tiny-moe"), num_layers=2, sparse_layers=(1,))
-    whole, halves = forward_flops(config, (0, 64)), forward_flops(config, (0, 32, 64))
-    each = 4 * config.num_layers * config.num_heads * config.head_dim  # of a token that is seen
-    assert whole - halves == each * 32 * 32
-    assert halves == 64 * config.flops_per_token(0) + each * 2 * (32 * 33 // 2)
+def test_the_first_evaluation_is_in_the_first_stage(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, stage=[{**STAGE, "steps": 1, "warmup": 0, "rope_theta": 77.0}])
+    trainer, _ = trainer_of(recipe)
+    seen: list[float] = []
+    with trainer.checkpoints, RunLog(tmp_path / "run", None, tensorboard=False) as log:
+        trainer.run(log, lambda record: seen.append(trainer.decoder.config.rope.theta))
+    assert seen == [77.0] * 3
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_run_at_its_end_is_evaluated_once(every: int, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, evaluation={"every": every})
+    run(recipe)
+    lines = (tmp_path / "run" / "log.jsonl").read_text()
+    assert run(recipe)[1] == []
+    assert (tmp_path / "run" / "log.jsonl").read_text() == lines
+
+
+def test_a_run_that_was_stopped_at_once_keeps_its_first_evaluation(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    assert [record["kind"] for record in run(recipe, stop=lambda: True)[1]] == ["evaluation"]
+    run(recipe)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert kinds == ["evaluation", *["step"] * 3, "evaluation", *["step"] * 3, "evaluation"]
+
+
+def test_checkpoints_of_which_none_can_be_read(tmp_path: Path) -> None:
+    """Nothing is begun anew in silence, and nothing of the run is touched."""
+    recipe = recipe_of(tmp_path)
+    run(recipe)
+    folder = tmp_path / "run"
+    for state in folder.glob("checkpoints/step-*/state.json"):
+        state.write_text(state.read_text()[:-9])
+    log = (folder / "log.jsonl").read_text()
+    message = r"checkpoints: none of the checkpoints can be read \(those of steps 3, 6\); begin anew with --fresh"
+    for choice in ("auto", "resume"):
+        with (
+            pytest.warns(UserWarning, match="broken and passed over"),
+            pytest.raises(WeightsError, match=message),
+        ):
+            run(recipe, choice=choice)
+    assert (folder / "log.jsonl").read_text() == log
+    assert len(list(folder.glob("checkpoints/step-*"))) == 2
+    assert run(recipe, choice="fresh")[0].ended
+
+
+def test_the_log_says_how_often_sources_were_read(tmp_path: Path) -> None:
+    steps = [record for record in run(recipe_of(tmp_path))[1] if record["kind"] == "step"]
+    assert set(steps[0]["epochs"]) == {"code", "prose"}
+    assert 0 < steps[0]["epochs"]["code"] < steps[5]["epochs"]["code"] < 1

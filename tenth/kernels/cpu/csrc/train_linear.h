@@ -13,7 +13,7 @@ class LinearProduct {
  public:
   LinearProduct(Team& team, int64_t rows, int summed, int columns, RowsOf<T> x, RowsOf<T> w, RowsTo<T> y)
       : team_(team), rows_(rows), summed_(summed), columns_(columns), x_(x), w_(w), y_(y),
-        most_((int)std::min<int64_t>(most_rows(panel_bytes<E>(summed) / kSide), round_up(rows, kWide))) {}
+        most_((int)std::min<int64_t>(most_rows(panel_bytes<E>(summed) / kSide), round_up(std::max<int64_t>(rows, 1), kWide))) {}
 
   void run() {
     Pieces none(nullptr);
