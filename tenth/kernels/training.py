@@ -37,8 +37,8 @@ class StackedTable(Protocol):
 def training_kernels(threads: int | None = None) -> Kernels:
     """Every operation with its gradient, on any device.
 
-    Experts, norms, rotary positions and router scores are native on the CPU in bfloat16 and float32. Elsewhere experts
-    are torch's grouped products; all the rest, and float64, is the reference.
+    Experts, attention, norms, rotary positions and router scores are native on the CPU in bfloat16 and float32.
+    Elsewhere experts are torch's grouped products, attention is torch's; all the rest, and float64, is the reference.
     `threads` counts torch's, which the native ones run on (default: as torch is set). MachineError where this process
     may not use so many.
     """
@@ -115,9 +115,13 @@ class TrainingKernels:
         q_THC = train_rows.heads(team, q_THC, q_weight, eps, cos_TC, sin_TC)
         return q_THC, train_rows.heads(team, k_TGC, k_weight, eps, cos_TC, sin_TC)
 
-    @staticmethod
-    def attention(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]) -> Tensor:
-        """Causal attention within each document; documents of one length are one call."""
+    def attention(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]) -> Tensor:
+        """Causal attention within each document; torch's takes documents of one length in one call."""
+        team = self._team(q_THC)
+        if team is not None:
+            from tenth.kernels.cpu import train_attention
+
+            return train_attention.attention(team, q_THC, k_TGC, v_TGC, bounds)
         lengths = [end - start for start, end in pairwise(bounds)]
         if len(set(lengths)) == 1:
             q_SLHC, k_SLGC, v_SLGC = (x.view(len(lengths), -1, *x.shape[1:]) for x in (q_THC, k_TGC, v_TGC))

@@ -129,7 +129,10 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     def on(threads: int) -> list[Tensor]:
         kernels = TrainingKernels(borrowing_machine(threads))
         norm = results(lambda x, w: kernels.add_rms_norm(x, x.flip(0), w, 1e-6), (x_TD, weight), (x_TD, x_TD))
-        return norm + results(lambda x, w: (kernels.router_logits(x, w),), (x_TD, rows_ED), (normal(900, 40, seed=4),))
+        norm += results(lambda x, w: (kernels.router_logits(x, w),), (x_TD, rows_ED), (normal(900, 40, seed=4),))
+        heads_THC = x_TD.view(900, 6, 16)
+        parts = heads_THC[:, :4], heads_THC[:, 4:5], heads_THC[:, 5:]
+        return norm + results(lambda *qkv: (kernels.attention(*qkv, (0, 500, 900)),), parts, (heads_THC[:, :4],))
 
     once = on(1)
     for threads in (1, 2, 3):
@@ -137,17 +140,29 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
 
 
 @TYPES
-@pytest.mark.parametrize("lengths", [(8, 8, 8), (5, 1, 18), (24,), (1, 1)])
-def test_attention(dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", [*SETS, "torch"])
+@pytest.mark.parametrize("lengths", [(8, 8, 8), (5, 1, 18), (150, 300), (1, 1)])
+def test_attention(name: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
+    kernels = TrainingKernels(None) if name == "torch" else NATIVE[name]
     bounds = tuple(accumulate(lengths, initial=0))
     q_THC, k_TGC, v_TGC = (normal(bounds[-1], heads, 16, seed=i).to(dtype) for i, heads in enumerate((4, 2, 2)))
     expect_close(
-        lambda q, k, v: (training_kernels().attention(q, k, v, bounds),),
+        lambda q, k, v: (kernels.attention(q, k, v, bounds),),
         lambda q, k, v: (reference.attention(q, k, v, bounds),),
         (q_THC, k_TGC, v_TGC),
         (q_THC.flip(0),),
         2 * TOLERANCE[dtype],
     )
+
+
+@TYPES
+def test_attention_to_a_part_of_wider_rows(dtype: torch.dtype) -> None:
+    """Queries, keys and values of one product lie side by side; the gradient of a sum has no memory of its own."""
+    rows = normal(40, 4, 32, seed=1).to(dtype)
+    got, exact = (part.detach().clone().requires_grad_() for part in (rows, rows.double()))
+    for kernels, x in ((training_kernels(), got), (reference, exact)):
+        kernels.attention(x[:, :2], x[:, 2:3], x[:, 3:], (0, 13, 40)).sum().backward()
+    torch.testing.assert_close(got.grad.double(), exact.grad, rtol=0, atol=20 * TOLERANCE[dtype])
 
 
 def test_nothing_is_kept_without_gradients() -> None:

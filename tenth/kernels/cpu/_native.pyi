@@ -176,6 +176,22 @@ def train_backward(
     dw2: WeightGradient,
     /,
 ) -> None: ...
+def train_attention(
+    machine: Machine,
+    documents: tuple[bool, int, int, int, int, int],
+    scale: float,
+    q: int,
+    k: int,
+    v: int,
+    y: int,
+    log_sum: int,
+    dy: int,
+    product: int,
+    dq: int,
+    dk: int,
+    dv: int,
+    /,
+) -> None: ...
 def train_linear(
     machine: Machine,
     kind: int,

@@ -95,6 +95,19 @@ void linear(Machine& machine, int kind, bool half, int64_t rows, int inputs, int
   machine.pool.run([&](Team& team) { machine.ops->train_linear(team, args); });
 }
 
+// bfloat16, heads, heads of keys, head size, documents, their bounds
+using Documents = std::tuple<bool, int, int, int, int, uintptr_t>;
+
+void attention(Machine& machine, const Documents& shape, float scale, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t y,
+               uintptr_t log_sum, uintptr_t dy, uintptr_t product, uintptr_t dq, uintptr_t dk, uintptr_t dv) {
+  const auto& [half, heads, kv_heads, size, documents, bounds] = shape;
+  const TrainAttentionArgs args{half, heads, kv_heads, size, documents, at<const int64_t>(bounds), scale, at<void>(q),
+                                at<void>(k), at<void>(v), at<void>(y), at<float>(log_sum), at<void>(dy),
+                                at<float>(product), at<void>(dq), at<void>(dk), at<void>(dv)};
+  nb::gil_scoped_release release;
+  machine.pool.run([&](Team& team) { machine.ops->train_attention(team, args); });
+}
+
 using Shape = std::tuple<bool, int64_t, int, int>;  // bfloat16, rows, of them for a token, width
 using Norm = std::tuple<uintptr_t, float>;          // weight or 0, eps
 using Turn = std::tuple<uintptr_t, uintptr_t>;      // cosines and sines or 0
@@ -128,6 +141,7 @@ void bind_grouped(nb::module_& m) {
   m.def("train_forward", &forward);
   m.def("train_backward", &backward);
   m.def("train_linear", &linear);
+  m.def("train_attention", &attention);
   m.def("train_rows", &rows);
   m.def("train_rows_backward", &rows_backward);
 }

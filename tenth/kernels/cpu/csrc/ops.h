@@ -217,6 +217,7 @@ struct Ops {
   void (*train_forward)(Team&, const ExpertForwardArgs&);
   void (*train_backward)(Team&, const ExpertBackwardArgs&);
   void (*train_linear)(Team&, const TrainLinearArgs&);
+  void (*train_attention)(Team&, const TrainAttentionArgs&);
   void (*train_rows)(Team&, const TrainRowsArgs&);
   void (*train_rows_backward)(Team&, const TrainRowsBackwardArgs&);
   bool (*halves_pay)(const KvView&);  // whether AttentionArgs::halves is the faster way on this processor

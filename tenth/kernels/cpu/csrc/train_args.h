@@ -62,6 +62,20 @@ struct TrainLinearArgs {  // one matrix
   WeightGradient dw;
 };
 
+// Causal attention within documents: document s is rows bounds[s] to bounds[s + 1]. Forward where dy is null.
+struct TrainAttentionArgs {
+  bool half;
+  int heads, kv_heads, size, documents;
+  const int64_t* bounds;
+  float scale;
+  const void *q, *k, *v;  // [T][heads][size], [T][kv_heads][size] twice
+  void* y;                // [T][heads][size]; read where there is dy
+  float* log_sum;         // [heads][T], to base 2; the same
+  const void* dy;         // [T][heads][size]
+  float* product;         // [heads][T]: room
+  void *dq, *dk, *dv;
+};
+
 // Rows normalised where there is a weight, and turned to their positions where there are cosines: `heads` rows a token.
 struct TrainRowsArgs {
   bool half;
