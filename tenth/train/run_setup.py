@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -87,7 +86,8 @@ def _objective(recipe: Recipe, on: Backend, tokenizer: Tokenizer | None, report:
     with open_checkpoint(named_model(recipe.distill.teacher, report)) as checkpoint:
         if checkpoint.packed is not None:
             raise RequestError(f"{checkpoint.path}: a teacher of packed weights is slow: name what it was made from")
-        if tokenizer is not None and checkpoint.tokenizer().fingerprint != tokenizer.fingerprint:
+        theirs = _own_tokenizer(checkpoint)
+        if tokenizer is not None and theirs is not None and theirs.fingerprint != tokenizer.fingerprint:
             raise RequestError(f"{checkpoint.path}: a teacher must have the model's tokenizer, this has another")
         teacher = load_decoder(checkpoint, dtype=on.dtype, progress=report("reading the teacher"))
     return Distillation(_rebuilt(teacher, on), recipe.distill)
@@ -116,10 +116,11 @@ def _drawn(options: ModelOptions, shape: ModelConfig, seed: int, dtype: torch.dt
 def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:
     if options.tokenizer:
         return named_tokenizer(options.tokenizer, report)
-    if checkpoint is None or (checkpoint.format == "safetensors" and not _has_tokenizer(checkpoint.path)):
-        return None  # token files need none
+    return None if checkpoint is None else _own_tokenizer(checkpoint)
+
+
+def _own_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """That of a model, or None where it was saved without: token files need none."""
+    if checkpoint.format == "safetensors" and not (checkpoint.path / "tokenizer.json").exists():
+        return None
     return checkpoint.tokenizer()
-
-
-def _has_tokenizer(path: Path) -> bool:
-    return not path.is_dir() or (path / "tokenizer.json").exists()

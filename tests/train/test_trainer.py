@@ -26,6 +26,7 @@ from tenth.train.run_log import RunLog
 from tenth.train.training_run import train
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
+from tests.api.tiny import write_tokenizer
 from tests.train.tiny_run import MOE, SHAPE, STAGE, raw_recipe, recipe_of, run, silent, trainer_of
 
 TIMES = {"tok_s", "mfu", "seconds"}
@@ -426,6 +427,12 @@ def test_going_on_from_a_model_and_healing_it_with_deltas(tmp_path: Path) -> Non
     )
     raw["model"] = {"from": source}
     recipe = read_recipe(raw, "heal")
+    other = tmp_path / "other"
+    other.mkdir()
+    write_tokenizer(other)
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace("<|im_start|>", "<|spam|>"))
+    with pytest.raises(RequestError, match="a teacher must have the model's tokenizer, this has another"):
+        trainer_of(read_recipe(raw | {"model": {"from": source, "tokenizer": str(other)}}, "heal"))
     trainer, _ = trainer_of(recipe)
     assert set(trainer.optimizer.coverage()) == {"routers", "deltas"}
     told = run(recipe)[1]
