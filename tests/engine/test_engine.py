@@ -1,0 +1,209 @@
+"""The engine: any schedule gives every request the tokens that it gets alone, and every page comes back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenth.engine.engine import Engine, EngineOptions, Stream
+from tenth.engine.generate import naive_generate
+from tenth.engine.request import Request
+from tenth.engine.sampler import Sampler, Sampling
+from tenth.engine.scheduler import SchedulerOptions
+from tenth.errors import RequestError
+from tenth.model.decoder import Decoder, initialise
+from tenth.model.preset import preset
+
+CONFIG = preset("tiny-moe")
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Decoder:
+    return initialise(Decoder(CONFIG, dtype=torch.float64), seed=1, std=0.2).requires_grad_(False)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def alone(decoder: Decoder, request: Request) -> list[int]:
+    sampler = Sampler(request.sampling, request.prompt, CONFIG.vocab_size)
+    steps = naive_generate(decoder, request.prompt, sampler, max_tokens=request.max_tokens, end_ids=request.end_ids)
+    return [step.token for step in steps]
+
+
+REQUESTS = st.builds(
+    lambda prompt, most, priority, seed: Request(
+        tuple(prompt), most, Sampling(temperature=0.7, seed=seed) if seed else GREEDY, priority=priority
+    ),
+    st.lists(st.integers(0, 3), min_size=1, max_size=20),
+    st.integers(1, 8),
+    st.integers(0, 1),
+    st.integers(0, 3),
+)
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 6), REQUESTS, st.one_of(st.none(), st.integers(0, 12))), max_size=7),
+    pages=st.integers(8, 24),
+    page_size=st.integers(1, 6),
+    tokens=st.integers(1, 24),
+    sequences=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_schedule_gives_the_tokens_of_a_request_alone(
+    tiny: Decoder,
+    arrivals: list[tuple[int, Request, int | None]],
+    pages: int,
+    page_size: int,
+    tokens: int,
+    sequences: int,
+) -> None:
+    """Arrivals, cancels, small pools (preemption), chunks, page sizes, shared beginnings; an audit behind each step."""
+    options = SchedulerOptions(tokens=tokens, sequences=sequences, wait=1.5)
+    clock = Clock()
+    engine = Engine(tiny, EngineOptions(max(pages, -(-28 // page_size)), page_size, options), clock)
+    streams: list[tuple[Stream, Request]] = []
+    cancels: dict[int, list[Stream]] = {}
+    step = 0
+    while engine.busy or step <= max((at for at, _, _ in arrivals), default=0):
+        for at, request, cancelled in arrivals:
+            if at == step:
+                streams.append((engine.submit(request), request))
+                if cancelled is not None:
+                    cancels.setdefault(step + cancelled, []).append(streams[-1][0])
+        for stream in cancels.get(step, ()):
+            stream.cancel()
+        engine.step()
+        engine.scheduler.audit()
+        step += 1
+        clock.now += 1.0
+        assert step < 2000
+    for stream, request in streams:
+        expected = alone(tiny, request)
+        if stream.finish_reason == "cancelled":
+            assert stream.tokens == expected[: len(stream.tokens)]
+        else:
+            assert (stream.tokens, stream.finish_reason) == (expected, "length")
+    engine.scheduler.prefix.clear()
+    assert engine.scheduler.free_pages == max(pages, -(-28 // page_size))
+
+
+def run(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
+        engine.scheduler.audit()
+
+
+def ask(*prompt: int, most: int = 4, **options: object) -> Request:
+    return Request(prompt, most, GREEDY, **options)  # type: ignore[arg-type]
+
+
+def test_a_known_beginning_is_not_computed_again(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(64, 4))
+    first = engine.submit(ask(*range(20)))
+    run(engine)
+    assert (engine.scheduler.counts.computed, engine.scheduler.counts.found) == (23, 0)
+    second = engine.submit(ask(*range(20)))
+    other = engine.submit(ask(*range(20), tenant="other"))
+    run(engine)
+    assert first.tokens == second.tokens == other.tokens == alone(tiny, ask(*range(20)))
+    assert (engine.scheduler.counts.computed, engine.scheduler.counts.found) == (23 + 7 + 23, 16)
+
+
+def test_where_pages_run_out_the_last_one_waits_again_and_loses_nothing(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(6, 4))
+    requests = [ask(n, n + 1, n + 2, most=14) for n in range(3)]
+    streams = [engine.submit(request) for request in requests]
+    run(engine)
+    assert engine.scheduler.counts.preempted > 0
+    for stream, request in zip(streams, requests, strict=True):
+        assert stream.tokens == alone(tiny, request)
+
+
+def test_prompts_come_in_chunks_beside_those_that_generate(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(64, 4, SchedulerOptions(tokens=5, wait=0)))
+    first = engine.submit(ask(1, 2, most=9))
+    engine.step()
+    engine.submit(ask(*range(30)))
+    for generated in range(2, 7):  # 4 tokens of the prompt beside each of the first one's
+        engine.step()
+        assert len(first.tokens) == generated
+        assert engine.scheduler.running[1].computed == 4 * (generated - 1)
+    run(engine)
+
+
+def test_order_and_waiting(tiny: Decoder) -> None:
+    """The lowest priority first, of equals the earliest; under load new ones wait a moment for others."""
+    clock = Clock()
+    engine = Engine(tiny, EngineOptions(64, 4, SchedulerOptions(sequences=2, wait=0.05, together=3)), clock)
+    late, soon, next_one = (engine.submit(ask(n, most=3, priority=p)) for n, p in ((1, 5), (2, 1), (3, 1)))
+    engine.step()  # an idle engine begins at once
+    assert [len(stream.tokens) for stream in (late, soon, next_one)] == [0, 1, 1]
+    run(engine)
+    first = engine.submit(ask(1, most=20))
+    engine.step()
+    second = engine.submit(ask(2, most=1))
+    clock.now = 0.04
+    engine.step()
+    assert (len(first.tokens), len(second.tokens)) == (2, 0)
+    clock.now = 0.06
+    engine.step()
+    assert (len(first.tokens), len(second.tokens)) == (3, 1)
+
+
+def test_what_is_cancelled_lets_go_at_the_next_step(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(8, 4))
+    streams = [engine.submit(ask(1, 2, 3, most=9)), engine.submit(ask(4, most=9))]
+    engine.step()
+    for stream in streams:
+        stream.cancel()
+    engine.step()
+    assert not engine.busy
+    assert [stream.finish_reason for stream in streams] == ["cancelled"] * 2
+    assert engine.scheduler.free_pages == 8 - len(engine.scheduler.prefix)
+
+
+def test_ends_biases_and_log_probabilities(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(64, 4))
+    plain = engine.submit(ask(1, 2, 3, logprobs=2))
+    run(engine)
+    first = plain.tokens[0]
+    assert plain.drawn[0].top[0] == (first, plain.drawn[0].logprob)
+    streams = [
+        engine.submit(ask(1, 2, 3, end_ids=frozenset({first}))),
+        engine.submit(ask(1, 2, 3, end_ids=frozenset({first}), min_tokens=2, logprobs=1)),
+        engine.submit(ask(1, 2, 3, logit_bias={7: 100.0}, logprobs=3)),
+        engine.submit(ask(1, 2, 3)),
+    ]
+    run(engine)
+    stopped, later, biased, other = streams
+    assert (stopped.tokens, stopped.finish_reason) == ([first], "stop")
+    assert later.tokens[0] != first
+    assert later.drawn[0].top[0] == pytest.approx(plain.drawn[0].top[0])  # the model's own, before the bias
+    assert biased.tokens == [7] * 4
+    assert len(biased.drawn[0].top) == 3
+    assert (other.tokens, other.drawn[0].logprob) == (plain.tokens, None)
+
+
+def test_refusals(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(4, 4))
+    with pytest.raises(RequestError, match="prompt and answer are 17 tokens, the cache holds 16"):
+        engine.submit(ask(1, most=16))
+    with pytest.raises(RequestError, match="token id 9999 is outside"):
+        engine.submit(ask(9999))
+    for values, words in (
+        ({"prompt": ()}, "empty"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"min_tokens": 5}, "min_tokens is 5, it must lie between 0 and 4"),
+        ({"logprobs": 65}, "logprobs is 65"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            Request(**{"prompt": (1,), "max_tokens": 4, **values})  # type: ignore[arg-type]
+    assert not engine.busy
