@@ -31,7 +31,7 @@ from tenth.routing.record import Routing
 
 @dataclass(slots=True)
 class Stream:
-    """What has come of a request so far."""
+    """What has come of a request so far; `routing` is of the tokens that were computed, each once, in order."""
 
     progress: Progress
     drawn: list[Drawn] = field(default_factory=list)
@@ -140,9 +140,12 @@ class Engine:
     def _note_routing(self, parts: Sequence[Part], routing: Routing) -> None:
         at = 0
         for part in parts:
-            if part.progress.request.record != "none":
-                own = routing.select(slice(at, at + part.count)).detach()
-                self._streams[part.progress.number].routing.append(own)
+            progress, start = part.progress, part.progress.computed
+            again = max(progress.recorded - start, 0)  # behind a preemption
+            if progress.request.record != "none" and again < part.count:
+                own = routing.select(slice(at + again, at + part.count)).detach()
+                self._streams[progress.number].routing.append(own)
+                progress.recorded = start + part.count
             at += part.count
 
     def _drawn(self, drawing: Sequence[Progress], logits_NV: Tensor) -> list[Drawn | RequestError]:

@@ -26,6 +26,7 @@ class Progress:
     tokens: list[int]
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    recorded: int = 0  # tokens whose routing was given, or was computed for another sequence
     cancelled: bool = False
     preemptions: int = 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +16,14 @@ from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.errors import RequestError
+from tenth.kernels.choice import choose_kernels
+from tenth.kernels.packed import PackedFormat
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
+from tenth.routing.record import Routing
+from tenth.weights.checkpoint import open_checkpoint
+from tenth.weights.load import load_decoder
+from tenth.weights.synthetic import write_synthetic
 
 CONFIG = preset("tiny-moe")
 GREEDY = Sampling(temperature=0)
@@ -23,6 +32,14 @@ GREEDY = Sampling(temperature=0)
 @pytest.fixture(scope="module")
 def tiny() -> Decoder:
     return initialise(Decoder(CONFIG, dtype=torch.float64), seed=1, std=0.2).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
+    folder = tmp_path_factory.mktemp("packed") / "model"
+    write_synthetic(folder, replace(CONFIG, head_dim=32), PackedFormat.parse("int4-g16-s4"), seed=1)
+    with open_checkpoint(folder) as checkpoint:
+        yield load_decoder(checkpoint, kernels=choose_kernels("cpu", packed=True, head_dim=32))
 
 
 class Clock:
@@ -119,12 +136,13 @@ def test_a_known_beginning_is_not_computed_again(tiny: Decoder) -> None:
 
 def test_where_pages_run_out_the_last_one_waits_again_and_loses_nothing(tiny: Decoder) -> None:
     engine = Engine(tiny, EngineOptions(6, 4))
-    requests = [ask(n, n + 1, n + 2, most=14) for n in range(3)]
+    requests = [ask(n, n + 1, n + 2, most=14, record="choice") for n in range(3)]
     streams = [engine.submit(request) for request in requests]
     run(engine)
     assert engine.scheduler.counts.preempted > 0
     for stream, request in zip(streams, requests, strict=True):
         assert stream.tokens == alone(tiny, request)
+        assert Routing.join(stream.routing).num_tokens == 3 + 14 - 1  # of each token once
 
 
 def test_prompts_come_in_chunks_beside_those_that_generate(tiny: Decoder) -> None:
@@ -190,6 +208,30 @@ def test_ends_biases_and_log_probabilities(tiny: Decoder) -> None:
     assert biased.tokens == [7] * 4
     assert len(biased.drawn[0].top) == 3
     assert (other.tokens, other.drawn[0].logprob) == (plain.tokens, None)
+
+
+def test_company_changes_no_token_of_native_kernels(packed: Decoder) -> None:
+    """Sampled, not greedy: a bit of difference in a logit would show sooner or later."""
+    kinds = ("none", "choice")
+    requests = [Request(tuple(range(n, 3 * n + 2)), 12, Sampling(seed=n), record=kinds[n % 2]) for n in range(9)]
+    found = []
+    for tokens, together in ((2048, True), (7, True), (16, False)):
+        engine = Engine(packed, EngineOptions(40, 32, SchedulerOptions(tokens=tokens, wait=0)))
+        streams = []
+        for request in requests:
+            streams.append(engine.submit(request))
+            if not together:
+                run(engine)
+        run(engine)
+        for stream, request in zip(streams, requests, strict=True):
+            assert bool(stream.routing) == (request.record != "none")
+        shown = [Routing.join(stream.routing).layers for stream in streams if stream.routing]
+        found.append(([stream.tokens for stream in streams], shown))
+    for other in found[1:]:
+        assert other[0] == found[0][0]
+        for mine, theirs in zip(other[1], found[0][1], strict=True):
+            for index, layer in mine.items():
+                assert torch.equal(layer.experts_TK, theirs[index].experts_TK)
 
 
 def test_refusals(tiny: Decoder) -> None:
