@@ -36,12 +36,13 @@ from typing import Any
 from science import MARKS, Mean, carried_out, markdown, mean_of, settle, side_by_side, threads_each, write_json
 
 from tenth.observe.run_plot import COLOURS
+from tenth.train.low_rank import LowRankOptions
 
 DENSE = "default-dense"
 SLICES, SHARED, RATIOS = 32, 8, {"75": 16, "50": 8, "62.5": 12}  # percent active: how many of the others are chosen
 SPLITS = {"coactivation": "carved", "prune": "pruned", "random": "random split"}
 SEEDS = {"75": 3}  # of the others: one
-RANK, SHARED_RANK = 8, 40  # of the recipe
+RANK, SHARED_RANK = LowRankOptions().rank, LowRankOptions().shared_rank
 LONGEST, AT_ONCE = 1024, 4096
 TICKS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # nats, of the picture
 HELD_OUT = ("code-2026", "prose-2026")

@@ -260,12 +260,12 @@ def test_arms_of_carving() -> None:
 def test_pruned_models_learn_as_many_numbers() -> None:
     """SmolLM2: deltas of a carved layer, against those of a pruned one, counted one by one."""
     width, inner = 576, 1536
-    carved = 24 * 8 * ((576 + 96) + (48 + 576)) + 3 * 40 * (576 + 384) + 24 * 576
+    carved = 24 * 10 * ((576 + 96) + (48 + 576)) + 3 * 56 * (576 + 384) + 24 * 576
     for top_k in carving.RATIOS.values():
         pruned = (8 + top_k) * 48
         numbers = 3 * carving.equal_rank(width, inner, top_k) * (width + pruned)
         assert numbers == pytest.approx(carved, rel=0.01)
-    assert carving.equal_rank(width, inner, 16) == 73
+    assert carving.equal_rank(width, inner, 16) == 94
 
 
 def test_losses_are_compared_document_by_document() -> None:

@@ -31,7 +31,8 @@ _Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A dense model: p
 _Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist, or be empty.")]
 _Experts = Annotated[int, _carving("--experts", "Equal slices of each dense layer.")]
 _Shared = Annotated[int, _carving("--shared", "Slices that are always at work.")]
-_TopK = Annotated[int, _carving("--top-k", "Of the others, how many a token goes to.")]
+_TOP_K = "Of the others, how many a token goes to (default: 16; with --healed, as many as in SOURCE)."
+_TopK = Annotated[int | None, _carving("--top-k", _TOP_K)]
 _CORPUS = "Text, JSON lines, Parquet or token files to see the neurons at work on (default: Python's own)."
 _Calibrate = Annotated[list[str] | None, _carving("--calibrate", _CORPUS, "CORPUS")]
 _Tokens = Annotated[int, _carving("--tokens", "Tokens of it that are used.")]
@@ -48,7 +49,7 @@ _SharedRank = Annotated[int, _artefact("--shared-rank", "Of those of shared expe
 # what each way of calling it heeds, beside SOURCE and OUT
 _HEEDED = {
     "--from": {"carving"},
-    "--healed": {"healed", "rank", "shared_rank"},
+    "--healed": {"healed", "rank", "shared_rank", "top_k"},
     "carving": {"experts", "shared", "top_k", "calibrate", "tokens", "split", "seed", "dtype"},
 }
 
@@ -59,15 +60,15 @@ def command(
     out: _Out,
     experts: _Experts = 32,
     shared: _Shared = 8,
-    top_k: _TopK = 16,
+    top_k: _TopK = None,
     calibrate: _Calibrate = None,
     tokens: _Tokens = 32_768,
     split: _Split = "coactivation",
     seed: _Seed = 0,
     carving: _From = None,
     healed: _Healed = None,
-    rank: _Rank = 8,
-    shared_rank: _SharedRank = 40,
+    rank: _Rank = 10,
+    shared_rank: _SharedRank = 56,
     dtype: o.Dtype = "auto",
 ) -> None:
     """Carve a dense model into a sparse one: its own neurons, all experts distinct, fewer at work.
@@ -81,11 +82,12 @@ def command(
     _check_heeded(context, "--healed" if healed is not None else "--from" if carving is not None else "carving")
     with progress_bars() as report:
         if healed is not None:
-            _keep(source, healed, out, rank, shared_rank, report)
+            _keep(source, healed, out, rank, shared_rank, top_k, report)
         elif carving is not None:
             _rebuild(source, carving, out, report)
         else:
-            options = CarveOptions(experts, shared, top_k, split, seed)  # type: ignore[arg-type]  # checked there
+            chosen = CarveOptions().top_k if top_k is None else top_k
+            options = CarveOptions(experts, shared, chosen, split, seed)  # type: ignore[arg-type]  # checked there
             _carve(source, out, options, calibrate or [], tokens, dtype, report)
 
 
@@ -131,10 +133,10 @@ def _rebuild(source: str, carving: Path, out: Path, report: Report) -> None:
     _print(out, decoder.config, artefact.options)
 
 
-def _keep(source: str, healed: Path, out: Path, rank: int, shared_rank: int, report: Report) -> None:
+def _keep(source: str, healed: Path, out: Path, rank: int, shared_rank: int, top_k: int | None, report: Report) -> None:
     from tenth.train.carve_checkpoint import keep_healed
 
-    size = keep_healed(Path(source), healed, out, rank, shared_rank, report)
+    size = keep_healed(Path(source), healed, out, rank, shared_rank, top_k, report)
     print(f"{out}: {size / 1e6:.2f} MB; `tenth carve DENSE FOLDER --from {out}` makes the model")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,8 +49,12 @@ def rebuild_checkpoint(checkpoint: Checkpoint, artefact: Artefact, folder: Path,
     return decoder
 
 
-def keep_healed(carved: Path, healed: Path, out: Path, rank: int, shared_rank: int, report: Report) -> int:
+def keep_healed(
+    carved: Path, healed: Path, out: Path, rank: int, shared_rank: int, top_k: int | None, report: Report
+) -> int:
     """Write to `out` what makes the healed model out of the dense source; returns the bytes.
+
+    With `top_k` it runs with that many experts at work: healed with fewer, it is nearer to the dense one with more.
 
     RequestError where `carved` is not a carved folder, `healed` a model of another shape, or more was learned than
     such a file holds: weights outside of the feed-forward layers, or deltas of a higher rank.
@@ -69,7 +74,10 @@ def keep_healed(carved: Path, healed: Path, out: Path, rank: int, shared_rank: i
             load_decoder(before, dtype=torch.float32, progress=report("reading the carved model")),
             load_decoder(after, dtype=torch.float32, progress=report("reading the healed model")),
         )
-    return save_artefact(healed_artefact(artefact, *models, rank, shared_rank), out)
+    kept = healed_artefact(artefact, *models, rank, shared_rank)
+    if top_k is not None:
+        kept = replace(kept, options=replace(kept.options, top_k=top_k))
+    return save_artefact(kept, out)
 
 
 def _save(checkpoint: Checkpoint, decoder: Decoder, folder: Path, report: Report) -> None:

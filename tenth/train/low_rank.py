@@ -26,8 +26,8 @@ class LowRankOptions:
     weights frozen. `seed` draws the inner factors; the outer ones start at zero.
     """
 
-    rank: int = 8
-    shared_rank: int = 40
+    rank: int = 10
+    shared_rank: int = 56
     seed: int = 0
 
     def __post_init__(self) -> None:

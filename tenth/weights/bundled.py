@@ -31,7 +31,7 @@ def cache_home() -> Path:
 
 
 def made_defaults() -> list[Path]:
-    """The folders of upcycled defaults, of this and of other versions, oldest first."""
+    """The folders of sparse defaults, of this and of other versions, oldest first."""
     return sorted(cache_home().glob("default-*"), key=lambda folder: folder.stat().st_mtime)
 
 

@@ -96,6 +96,20 @@ def test_a_healed_model_becomes_a_small_file(folder: Path, tmp_path: Path) -> No
     with open_checkpoint(folder / "carved") as checkpoint, torch.no_grad():
         before = load_decoder(checkpoint)(batch).logits_NV
     assert (rebuilt - wanted).std() < 0.3 * (before - wanted).std()
+    ranks = ("--healed", tmp_path / "healed", "--rank", 2, "--shared-rank", 4)
+    _refused(
+        "top_k is 10, it must lie between 1 and the 9",
+        "carve",
+        folder / "carved",
+        tmp_path / "x",
+        *ranks,
+        "--top-k",
+        10,
+    )
+    _done("carve", folder / "carved", tmp_path / "more", *ranks, "--top-k", 8)
+    assert "3 shared and 8 of 9 experts" in _done(
+        "carve", folder / "dense", tmp_path / "m", "--from", tmp_path / "more"
+    )
 
 
 def test_what_a_small_file_does_not_hold_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -201,6 +215,6 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 def test_options_of_the_command_are_those_of_the_library() -> None:
     defaults = CarveOptions()
     given = {name: part.default for name, part in inspect.signature(command).parameters.items()}
-    for option, name in {"experts": "num_experts", "shared": "shared", "top_k": "top_k", "split": "split"}.items():
+    for option, name in {"experts": "num_experts", "shared": "shared", "split": "split"}.items():
         assert given[option] == getattr(defaults, name)
     assert (given["rank"], given["shared_rank"]) == (LowRankOptions().rank, LowRankOptions().shared_rank)
