@@ -236,8 +236,12 @@ class EvaluationOptions:
 
     every: int = setting("steps between evaluations; 0: only at the end", 100, least=0, free=True)
     tokens: int = setting("tokens of each held-out source", 50_000, least=2, free=True)
-    length: int = setting("tokens of a row in evaluations; 0: the stage's", 0, least=0, free=True)
+    length: int = setting("tokens of a row in evaluations, at least 2; 0: the stage's", 0, least=0, free=True)
     source: tuple[TextOptions, ...] = setting("held-out text, as [[evaluation.source]]", (), free=True)
+
+    def __post_init__(self) -> None:
+        if self.length == 1:
+            raise RequestError("evaluation length is 1: rows of a token have no target; it must be 0 or at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tenth.errors import RequestError
+from tenth.errors import RequestError, TenthError
 from tenth.kernels.backend import Backend
 from tenth.kernels.choice import chosen_device
 from tenth.kernels.reference import wide
@@ -51,7 +51,8 @@ def open_learner(recipe: Recipe, report: Report) -> Learner:
     with ExitStack() as stack:
         checkpoint = None
         if recipe.model.start:
-            checkpoint = stack.enter_context(open_checkpoint(named_model(recipe.model.start, report)))
+            with _of("model.from"):
+                checkpoint = stack.enter_context(open_checkpoint(named_model(recipe.model.start, report)))
         tokenizer = _tokenizer(recipe.model, checkpoint, report)
         generation = None if checkpoint is None else checkpoint.generation()
         source = _source(recipe, checkpoint, wide(dtype), report)
@@ -83,7 +84,9 @@ def _rebuilt(source: Decoder, on: Backend) -> Decoder:
 def _objective(recipe: Recipe, on: Backend, tokenizer: Tokenizer | None, report: Report) -> Objective:
     if recipe.distill is None:
         return LanguageModelling()
-    with open_checkpoint(named_model(recipe.distill.teacher, report)) as checkpoint:
+    with _of("distill.teacher"):
+        path = named_model(recipe.distill.teacher, report)
+    with open_checkpoint(path) as checkpoint:
         if checkpoint.packed is not None:
             raise RequestError(f"{checkpoint.path}: a teacher of packed weights is slow: name what it was made from")
         theirs = _own_tokenizer(checkpoint)
@@ -115,8 +118,18 @@ def _drawn(options: ModelOptions, shape: ModelConfig, seed: int, dtype: torch.dt
 
 def _tokenizer(options: ModelOptions, checkpoint: Checkpoint | None, report: Report) -> Tokenizer | None:
     if options.tokenizer:
-        return named_tokenizer(options.tokenizer, report)
+        with _of("model.tokenizer"):
+            return named_tokenizer(options.tokenizer, report)
     return None if checkpoint is None else _own_tokenizer(checkpoint)
+
+
+@contextmanager
+def _of(key: str) -> Iterator[None]:
+    """Errors name the key of the recipe that they are about."""
+    try:
+        yield
+    except TenthError as error:
+        raise type(error)(f"{key}: {error}") from None
 
 
 def _own_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:

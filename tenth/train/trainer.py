@@ -94,6 +94,11 @@ class Trainer:
         self.step, self.place = self.step + 1, replace(place, step=place.step + 1)
         return record | speed.of(self.decoder.config, batch.batches, time.perf_counter() - started)
 
+    @property
+    def ended(self) -> bool:
+        """Whether every step of the recipe was done."""
+        return settled(self.place, self.recipe.stage) is None
+
     def _learn(self, batch: GlobalBatch) -> dict[str, Any]:
         """One step of the optimiser: gradients are summed over micro-batches, as if they were one."""
         self.balance.begin(batch.real, self.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,23 +72,38 @@ def train(
             _remove(folder)
         sweep(folder)
         sweep_tokens(folder / _DATA)
-        restored = _restored(trainer)
+        restored = _restored(trainer, note)
         _write_recipe(folder, recipe)
         note(_beginning(trainer))
         first = trainer.step
         exported = is_exported(folder, recipe, first)
         if not exported:
             forget_export(folder)
+        refused: MachineError | None = None
         with RunLog(folder, first if restored else None, tensorboard=recipe.log.tensorboard) as log:
-            ended = trainer.run(log, told, stop)
+            try:
+                ended = trainer.run(log, told, stop)
+            except MachineError as error:  # a disk with no room for the last checkpoint may have some for the model
+                refused, ended = error, trainer.ended
         if ended and not (exported and trainer.step == first):
-            export(learner, trainer.optimizer.masters(), folder, recipe, trainer.step, report)
+            try:
+                export(learner, trainer.optimizer.masters(), folder, recipe, trainer.step, report)
+            except (MachineError, WeightsError):
+                if refused is None:
+                    raise
+        if refused is not None:
+            raise refused
     return Outcome(folder, first, trainer.step, trainer.tokens, ended)
 
 
-def _restored(trainer: Trainer) -> bool:
+def _restored(trainer: Trainer, note: Callable[[str], None]) -> bool:
     """Whether the run goes on; it does not begin anew over checkpoints that somebody may still want to save."""
-    if trainer.restore():
+    with warnings.catch_warnings(record=True) as broken:
+        warnings.simplefilter("always")
+        restored = trainer.restore()
+    for warning in broken:
+        note(str(warning.message))
+    if restored:
         return True
     if steps := trainer.checkpoints.steps():
         raise WeightsError(
@@ -119,6 +135,10 @@ def _check_folder(folder: Path, recipe: Recipe, choice: Choice) -> None:
             )
     elif choice == "resume":
         raise RequestError(f"{folder}: there is no run to go on with")
+    elif choice != "fresh" and (folder / MODEL_NAME).exists() and known.exists():
+        raise RequestError(
+            f"{folder}: holds a model of this run, but its checkpoints are missing; begin anew with --fresh"
+        )
     elif not learned and not known.exists() and folder.exists() and (not folder.is_dir() or _strangers(folder)):
         raise RequestError(f"{folder}: exists and is no folder of a run; choose another run.out or remove it first")
 

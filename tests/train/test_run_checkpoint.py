@@ -450,6 +450,23 @@ def test_the_last_checkpoint_is_tried_again(tmp_path: Path) -> None:
     assert trainer.checkpoints.latest() == 6
 
 
+def test_the_model_is_written_where_the_last_checkpoint_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is smaller; what a run has learned is not lost for want of the rest."""
+    save = RunCheckpoints.save
+
+    def full(self: RunCheckpoints, step: int, *arguments: Any) -> None:
+        if step == 6:
+            raise MachineError("step-00000006: cannot be written: No space left on device")
+        save(self, step, *arguments)
+
+    monkeypatch.setattr(RunCheckpoints, "save", full)
+    with pytest.raises(MachineError, match="step-00000006: cannot be written"):
+        run(recipe_of(tmp_path))
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
 def test_memory_that_is_not_there(tmp_path: Path) -> None:
     huge = torch.empty(1, dtype=torch.uint8).expand(1 << 40)  # a terabyte that takes a byte
     with RunCheckpoints(tmp_path, 1) as checkpoints, pytest.raises(MachineError, match=r"no 1099\.51 GB to copy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -213,9 +214,10 @@ def test_lost_steps_are_done_again(tmp_path: Path) -> None:
     newest = sorted(folder.glob("step-*"))[-1]
     file = next(newest.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match="broken and passed over"):
-        outcome, again = run(recipe)
+    notes: list[str] = []
+    outcome, again = run(recipe, note=notes.append)
     assert outcome.first_step == 3
+    assert [line for line in notes if "is broken and passed over" in line and "\n" not in line]
     assert [_timeless(r) for r in again] == [_timeless(r) for r in told if r["step"] > 3]
     log = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
     assert log == [0, 1, 2, 3, 3, 4, 5, 6, 6]
@@ -246,6 +248,9 @@ def test_folders_that_cannot_be_gone_on_with(tmp_path: Path) -> None:
     run(other, choice="fresh")
     assert (tmp_path / "run" / "mine.txt").exists()
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[1])["lr"] == 1e-4
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(RequestError, match="holds a model of this run, but its checkpoints are missing; begin anew"):
+        run(other)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "mine.txt").write_text("x")
     with pytest.raises(RequestError, match="strange: exists and is no folder of a run"):
@@ -372,6 +377,8 @@ BAD: list[tuple[dict[str, Any], Callable[[Path], None], type[TenthError], str]] 
     ({}, lambda f: (f / "code").rename(f / "other"), RequestError, r"code: is neither a file"),
     ({"model": {"tokenizer": ""}}, lambda f: None, RequestError, "source 'code': is text, which needs a tokenizer"),
     ({"model": {"shape": {**SHAPE, "vocab_size": 100}}}, lambda f: None, RequestError, "the model's vocab_size is 100"),
+    ({"model": {"tokenizer": "no/such"}}, lambda f: None, TenthError, r"model\.tokenizer: no/such"),
+    ({"distill": {"teacher": "no/such"}}, lambda f: None, TenthError, r"distill\.teacher: no/such"),
     ({"run": {"device": "abacus"}}, lambda f: None, RequestError, "device is 'abacus'"),
     ({"balance": {"bias_rate": 0.1}}, lambda f: None, TenthError, "expert_bias"),
     ({"model": {"shape": {**SHAPE, "model_type": "qwen3"}}}, lambda f: None, TenthError, "it has experts"),
@@ -512,10 +519,7 @@ def test_checkpoints_of_which_none_can_be_read(tmp_path: Path) -> None:
     log = (folder / "log.jsonl").read_text()
     message = r"checkpoints: none of the checkpoints can be read \(those of steps 3, 6\); begin anew with --fresh"
     for choice in ("auto", "resume"):
-        with (
-            pytest.warns(UserWarning, match="broken and passed over"),
-            pytest.raises(WeightsError, match=message),
-        ):
+        with pytest.raises(WeightsError, match=message):
             run(recipe, choice=choice)
     assert (folder / "log.jsonl").read_text() == log
     assert len(list(folder.glob("checkpoints/step-*"))) == 2
