@@ -291,6 +291,7 @@ def picture(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
     for axes in (along, loads, text, kinds):
         axes.legend(fontsize=8, framealpha=0.9)
     loads.set_yticks((0.1, 0.2, 0.5, 1, 2, 4, 8), ("0.1", "0.2", "0.5", "1", "2", "4", "8"), minor=False)
+    loads.yaxis.set_minor_formatter("")
     kinds.margins(y=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
