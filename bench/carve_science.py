@@ -36,6 +36,7 @@ from typing import Any
 from science import MARKS, Mean, carried_out, markdown, mean_of, settle, side_by_side, threads_each, write_json
 
 from tenth.observe.run_plot import COLOURS
+from tenth.train.evaluate import mean_loss
 from tenth.train.low_rank import LowRankOptions
 
 DENSE = "default-dense"
@@ -46,7 +47,6 @@ RANK, SHARED_RANK = LowRankOptions().rank, LowRankOptions().shared_rank
 LONGEST, AT_ONCE = 1024, 4096
 TICKS = (0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # nats, of the picture
 HELD_OUT = ("code-2026", "prose-2026")
-_NORMAL = 1.959964
 
 
 @dataclass(frozen=True)
@@ -248,18 +248,16 @@ class Loss:
 def compared(mine: Sequence[Sequence[float]], dense: Sequence[Sequence[float]], domain: int | None) -> Loss:
     """A model against the dense one on the same documents, of a domain or all.
 
-    The interval takes documents for clusters: with differences d of summed losses, tokens n and m documents,
-    se = sqrt(m / (m - 1) * sum (d - r n)^2) / sum n, r = sum d / sum n (Cochran 1977, 2.12).
+    The interval is that of a mean over tokens with documents as clusters (`mean_loss`), of the differences.
     """
     same = len(mine) == len(dense) and all((a[0], a[2]) == (b[0], b[2]) for a, b in zip(mine, dense, strict=True))
     if not same:
         raise SystemExit("the models were judged on different documents: remove OUT/measured")
     pairs = [(a, b) for a, b in zip(mine, dense, strict=True) if domain is None or a[0] == domain]
-    total, count = sum(a[2] for a, _ in pairs), len(pairs)
-    added = sum(a[1] - b[1] for a, b in pairs) / total
-    squares = sum((a[1] - b[1] - added * a[2]) ** 2 for a, b in pairs)
-    half = _NORMAL * math.sqrt(count / (count - 1) * squares) / total if count > 1 else math.inf
-    return Loss(sum(a[1] for a, _ in pairs) / total, added, half, count)
+    tokens = [a[2] for a, _ in pairs]
+    added = mean_loss([a[1] - b[1] for a, b in pairs], tokens)
+    loss = sum(a[1] for a, _ in pairs) / sum(tokens)
+    return Loss(loss, added.loss, added.high - added.loss, len(pairs))
 
 
 def mean_over_seeds(tables: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

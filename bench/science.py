@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenth.train.evaluate import student
+
 # beside the colours, which the colour-blind can tell apart too
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-
-# two-sided 95 % quantiles of Student's t by degrees of freedom
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     """The mean over seeds with its interval."""
     if len(values) < 2:
         return Mean(values[0] if values else math.nan, math.nan, len(values))
-    if len(values) - 1 not in _T:
-        sys.exit(f"{len(values)} seeds: intervals are known for up to {len(_T) + 1}")
-    half = _T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Mean(statistics.mean(values), half, len(values))
 
 

@@ -118,6 +118,18 @@ class TokenFile:
         """The ids of a document: a view of the mapped file."""
         return self.tokens_T[self.bounds[index] : self.bounds[index + 1]]
 
+    def check_made_for(self, vocab_size: int, tokenizer: str | None) -> None:
+        """RequestError where ids may lie outside this vocabulary, or another tokenizer is known to have made them.
+
+        `tokenizer` is the fingerprint of the model's; None where that has none.
+        """
+        if self.vocab_size > vocab_size:
+            raise RequestError(f"{self.path}: has a vocabulary of {self.vocab_size}, the model's is {vocab_size}")
+        if None not in (tokenizer, self.tokenizer) and tokenizer != self.tokenizer:
+            raise RequestError(
+                f"{self.path}: was made with another tokenizer than the model's; make it again with that"
+            )
+
     def verify(self, progress: Progress | None = None) -> None:
         """Read everything: FileFormatError where the checksum differs or a token is not below `vocab_size`."""
         digest = hashlib.blake2b(digest_size=16)

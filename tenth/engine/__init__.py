@@ -1,1 +1,1 @@
-"""Token ids in, token ids out: the sampler, the naive generate, one sequence with a cache."""
+"""Token ids in, token ids out: the sampler, the naive generate, one sequence with a cache, many at once in pages."""

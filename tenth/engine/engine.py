@@ -76,7 +76,11 @@ class Engine:
     def submit(self, request: Request) -> Stream:
         """Let a request wait for its turn; RequestError where it does not fit the model or the cache."""
         room = check_room(self._decoder, request.prompt, request.max_tokens)
-        sampler = Sampler(request.sampling, request.prompt, self._decoder.config.vocab_size, request.forbidden)
+        vocab_size = self._decoder.config.vocab_size
+        for token in (*request.logit_bias, *request.end_ids, *request.forbidden):
+            if not 0 <= token < vocab_size:
+                raise RequestError(f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
+        sampler = Sampler(request.sampling, request.prompt, vocab_size, request.forbidden)
         progress = Progress(request, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
         self.scheduler.submit(progress)
         stream = self._streams[progress.number] = Stream(progress)

@@ -15,7 +15,6 @@ from tenth.engine.pages import PagePool
 
 Tokens = tuple[int, ...]
 
-
 _STALE = 64  # entries of the heap beyond twice the nodes, before it is made anew
 
 
@@ -36,7 +35,7 @@ class _Node:
 class PrefixCache:
     """The tree of one cache's pages; it is a holder of each page in it.
 
-    `key` names what keys and values depend on beside tokens: model, adapter, type of the cache, routing, tenant.
+    `key` names what keys and values depend on beside tokens, or who may find them.
     """
 
     def __init__(self, pool: PagePool, page_size: int) -> None:
@@ -58,10 +57,6 @@ class PrefixCache:
         pages = [node.page for node in path]
         self._pool.hold(pages)
         return pages
-
-    def known(self, key: Hashable, tokens: Sequence[int]) -> int:
-        """How many tokens `match` would find, without holding anything."""
-        return self._size * sum(1 for _ in self._path(key, tokens))
 
     def add(self, key: Hashable, tokens: Sequence[int], pages: Sequence[int]) -> None:
         """Keep the full pages of a sequence: `pages` hold `tokens` in order. What is known already stays as it is."""

@@ -41,5 +41,7 @@ class Request:
             raise RequestError(f"max_tokens is {self.max_tokens}, it must be at least 1")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens}, it must lie between 0 and {self.max_tokens}")
+        if not all(-100 <= bias <= 100 for bias in self.logit_bias.values()):  # NaN is not within anything
+            raise RequestError("logit_bias must lie between -100 and 100")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise RequestError(f"logprobs is {self.logprobs}, it must lie between 0 and {MOST_LOGPROBS}")

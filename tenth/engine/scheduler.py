@@ -8,7 +8,7 @@ waits again: its tokens stay, and its full pages do as long as nobody needs them
 from __future__ import annotations
 
 import bisect
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tenth.engine.pages import PagePool
@@ -52,9 +52,8 @@ class Part:
 class Scheduler:
     """Owns the queues; pages are its own while a sequence is at work."""
 
-    def __init__(self, pool: PagePool, page_size: int, options: SchedulerOptions, key: Hashable = None) -> None:
-        """`key` names what else the contents of pages depend on: model, type of the cache, routing."""
-        self.options, self._pool, self._size, self._key = options, pool, page_size, key
+    def __init__(self, pool: PagePool, page_size: int, options: SchedulerOptions) -> None:
+        self.options, self._pool, self._size = options, pool, page_size
         self.prefix = PrefixCache(pool, page_size)
         self.waiting: list[Progress] = []  # in order
         self.running: list[Progress] = []  # in order
@@ -151,7 +150,7 @@ class Scheduler:
 
     def _admit(self, progress: Progress) -> bool:
         """Begin a sequence with the pages that are known already, if all its tokens so far would have pages."""
-        pages = self.prefix.match((self._key, progress.request.tenant), progress.tokens[:-1])
+        pages = self.prefix.match(progress.request.tenant, progress.tokens[:-1])
         needed = -(-(len(progress.tokens) + 1) // self._size) - len(pages)
         if not self._make_room(needed):
             self._pool.release(pages)
@@ -172,7 +171,7 @@ class Scheduler:
     def _keep(self, progress: Progress) -> None:
         full = progress.computed // self._size
         tokens = progress.tokens[: full * self._size]
-        self.prefix.add((self._key, progress.request.tenant), tokens, progress.pages[:full])
+        self.prefix.add(progress.request.tenant, tokens, progress.pages[:full])
 
     def _release(self, progress: Progress) -> None:
         self._pool.release(progress.pages)

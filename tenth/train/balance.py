@@ -8,7 +8,7 @@ T tokens, E experts, D documents, L sparse layers, W global batches of the windo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -183,21 +183,11 @@ class Balance:
         return {name: sum(layer[name] for layer in self.layers.values()) / len(self.layers) for name in names}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What outlives a global batch, to be kept with the run: its own tensors, of fixed shapes.
+        """What outlives a global batch, to be kept with the run: its own tensors, of fixed shapes, to be filled again.
 
         The step that `begin` is told and the biases, which are the model's parameters, are kept elsewhere.
         """
         return {"window_WLE": self._window_WLE, "loads_L": self._loads_L, "batches": self._batches}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there, with a new global batch; RequestError where it is of another model or window."""
-        own = self.state_dict()
-        for name, tensor in own.items():
-            if name not in state or state[name].shape != tensor.shape:
-                raise RequestError(f"the state of balance has no {name} of shape {tuple(tensor.shape)}: another run's?")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-        self._batch = GlobalBatch(1, 0)
 
     def _layers_of(self, routing: Routing) -> Iterable[tuple[int, LayerRouting]]:
         if tuple(routing.layers) != self._indices:

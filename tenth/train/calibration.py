@@ -56,11 +56,6 @@ def _documents(corpus: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 def _ids(path: Path, tokenizer: Tokenizer) -> Iterator[list[int]]:
     file = TokenFile(path)
-    if file.vocab_size > tokenizer.vocabulary:
-        raise RequestError(
-            f"{path}: has ids up to {file.vocab_size - 1}, the model's vocabulary up to {tokenizer.vocabulary - 1}"
-        )
-    if file.tokenizer and file.tokenizer != tokenizer.fingerprint:
-        raise RequestError(f"{path}: was made with another tokenizer than the model's; make it again with that one")
+    file.check_made_for(tokenizer.vocabulary, tokenizer.fingerprint)
     for index in range(file.documents):
         yield file.document(index).tolist()

@@ -38,7 +38,7 @@ class Corpus:
             if not _holds_tokens(source):
                 return _tokenised(source, tokenizer, folder, report)
             path = _given(source, names)
-            _check_tokens(TokenFile(path), tokenizer, vocab_size)
+            TokenFile(path).check_made_for(vocab_size, None if tokenizer is None else tokenizer.fingerprint)
             return path
 
         text_alone = ("text_key", "domain_key", "domain")
@@ -102,13 +102,6 @@ def _given(source: TextOptions, unheeded: Sequence[str]) -> Path:
     except RequestError as error:
         raise RequestError(f"source {name!r}: {error}") from None
     return Path(source.path[0])
-
-
-def _check_tokens(file: TokenFile, tokenizer: Tokenizer | None, vocab_size: int) -> None:
-    if file.vocab_size > vocab_size:
-        raise RequestError(f"{file.path}: has a vocabulary of {file.vocab_size}, the model's is {vocab_size}")
-    if tokenizer is not None and file.tokenizer not in (None, tokenizer.fingerprint):
-        raise RequestError(f"{file.path}: was made with another tokenizer than the model's; make it again with that")
 
 
 def _tokenised(source: TextOptions, tokenizer: Tokenizer | None, folder: Path, report: Report) -> Path:

@@ -240,7 +240,11 @@ def test_refusals(tiny: Decoder) -> None:
         engine.submit(ask(1, most=16))
     with pytest.raises(RequestError, match="token id 9999 is outside"):
         engine.submit(ask(9999))
+    for options in ({"logit_bias": {9999: 1.0}}, {"end_ids": frozenset({-1})}, {"forbidden": frozenset({9999})}):
+        with pytest.raises(RequestError, match="is outside the vocabulary, 0 to 511"):
+            engine.submit(ask(1, **options))
     for values, words in (
+        ({"logit_bias": {1: float("nan")}}, "logit_bias must lie between"),
         ({"prompt": ()}, "empty"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"min_tokens": 5}, "min_tokens is 5, it must lie between 0 and 4"),

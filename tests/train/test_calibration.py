@@ -50,5 +50,5 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(RequestError, match="texts to calibrate with are empty"):
         calibration_documents([str(tmp_path / "empty.txt")], tokenizer, 100, 0)
-    with pytest.raises(RequestError, match="has ids up to 999"):
+    with pytest.raises(RequestError, match="has a vocabulary of 1000"):
         calibration_documents([str(_token_file(tmp_path / "wide", [[1]], 1000))], tokenizer, 100, 0)
