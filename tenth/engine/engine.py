@@ -5,48 +5,32 @@ T tokens of a step, N rows with logits, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, count
+from dataclasses import dataclass, field, replace
+from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tenth.engine.assemble import batch_of, rows_of, want_of
+from tenth.engine.beam_group import BeamGroup
 from tenth.engine.captured import runner_of
+from tenth.engine.draws import draw, of_prompt
 from tenth.engine.generate import check_room
 from tenth.engine.pages import PagePool
-from tenth.engine.progress import FinishReason, Progress
+from tenth.engine.progress import Progress
 from tenth.engine.request import Request
-from tenth.engine.sampler import Drawn, Sampler, draw_rows
+from tenth.engine.sampler import Drawn, Sampler
 from tenth.engine.scheduler import Part, Scheduler, SchedulerOptions
+from tenth.engine.stream import Answer, FinishReason, Stream
+from tenth.engine.thinking import Thought
 from tenth.errors import RequestError
-from tenth.model.batch import Batch, Output, Placement, Want
+from tenth.kernels.cpu.operations import CpuKernels
+from tenth.model.batch import Output
 from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
 from tenth.routing.record import Routing
-
-
-@dataclass(slots=True)
-class Stream:
-    """What has come of a request so far; `routing` is of the tokens that were computed, each once, in order."""
-
-    progress: Progress
-    drawn: list[Drawn] = field(default_factory=list)
-    routing: list[Routing] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    error: RequestError | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens that were generated."""
-        return [one.token for one in self.drawn]
-
-    def cancel(self) -> None:
-        """Stop: nothing comes behind the next step, which frees all that it holds."""
-        self.progress.cancelled = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +54,29 @@ class Engine:
             decoder.config, options.pages, options.page_size, decoder.dtype, decoder.device, decoder.kernels
         )
         self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
-        self._streams: dict[int, Stream] = {}
         self._numbers = count()
+        self._searches: dict[Stream, BeamGroup] = {}
 
     def submit(self, request: Request) -> Stream:
         """Let a request wait for its turn; RequestError where it does not fit the model or the cache."""
         room = check_room(self._decoder, request.prompt, request.max_tokens)
-        vocab_size = self._decoder.config.vocab_size
-        for token in (*request.logit_bias, *request.end_ids, *request.forbidden):
-            if not 0 <= token < vocab_size:
-                raise RequestError(f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
-        sampler = Sampler(request.sampling, request.prompt, vocab_size, request.forbidden)
-        progress = Progress(request, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
-        self.scheduler.submit(progress)
-        stream = self._streams[progress.number] = Stream(progress)
+        self.scheduler.check(len(request.prompt) + room, request.beams or 1)
+        samplers = self._samplers(request)
+        stream = Stream(request, [Answer(sampler.seed) for sampler in samplers])
+        for sampler, answer in zip(samplers[:1] if request.beams else samplers, stream.answers, strict=False):
+            progress = Progress(stream, answer, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
+            if request.thinking is not None:
+                progress.thought = Thought(request.thinking)
+            if request.beams:  # a search begins as one sequence
+                self._searches[stream] = BeamGroup(progress, self.scheduler, self._cache.copy_page)
+            self.scheduler.submit(progress)
+            self._force(progress)
         return stream
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._streams)
+        return bool(self.scheduler.running or self.scheduler.waiting)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -97,116 +84,157 @@ class Engine:
         self._drop_cancelled()
         parts = self.scheduler.schedule(self._clock())
         if parts:
-            self._commit(parts, self._run(parts))
+            rows = rows_of(parts)
+            self._commit(parts, rows, self._run(parts, rows))
+
+    def _samplers(self, request: Request) -> list[Sampler]:
+        """One for each answer, each with a seed of its own."""
+        vocab_size, kernels = self._decoder.config.vocab_size, self._decoder.kernels
+        for token in request.token_ids:
+            if not 0 <= token < vocab_size:
+                raise RequestError(f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
+        team = kernels.machine if isinstance(kernels, CpuKernels) else True
+
+        def sampler(number: int) -> Sampler:
+            seed = request.sampling.seed
+            options = request.sampling if seed is None else replace(request.sampling, seed=(seed + number) % (1 << 63))
+            return Sampler(options, request.prompt, vocab_size, request.forbidden, native=team)
+
+        return [sampler(number) for number in range(request.n)]
 
     def _drop_cancelled(self) -> None:
-        for stream in [s for s in self._streams.values() if s.progress.cancelled]:
-            self._finish(stream, "cancelled")
+        for progress in self.scheduler.sequences:
+            if progress.stream.cancelled:
+                self._finish(progress, "cancelled")
 
-    def _run(self, parts: Sequence[Part]) -> Output:
-        size = self._cache.page_size
-        tokens, positions, slots, pages = [], [], [], []
-        for part in parts:
-            progress, start = part.progress, part.progress.computed
-            tokens += progress.tokens[start : start + part.count]
-            positions_T = np.arange(start, start + part.count)
-            table = np.asarray(progress.pages)
-            positions.append(positions_T)
-            slots.append(table[positions_T // size] * size + positions_T % size)
-            pages.append(torch.from_numpy(table))
-        bounds = tuple(accumulate((part.count for part in parts), initial=0))
-        batch = Batch(
-            bounds,
-            torch.from_numpy(np.concatenate(positions)),
-            torch.tensor(tokens),
-            placement=Placement(
-                torch.from_numpy(np.concatenate(slots)),
-                tuple(pages),
-                tuple(part.progress.computed + part.count for part in parts),
-            ),
-        )
-        last_N = torch.tensor([bounds[i + 1] - 1 for i, part in enumerate(parts) if part.draws], dtype=torch.int64)
-        kinds = {part.progress.request.record for part in parts}
-        record = next(kind for kind in ("full", "choice", "none") if kind in kinds)
-        return self._runner(batch, self._cache, Want(logits=last_N, routing=record))
+    def _run(self, parts: Sequence[Part], rows: Sequence[range]) -> Output:
+        return self._runner(batch_of(parts, self._cache.page_size), self._cache, want_of(parts, rows))
 
-    def _commit(self, parts: Sequence[Part], output: Output) -> None:
-        drawing = [part.progress for part in parts if part.draws]
+    def _commit(self, parts: Sequence[Part], rows: Sequence[range], output: Output) -> None:
+        """Take what was computed: what is asked of prompts, then tokens, one behind the other where guesses hold."""
+        logits_NV = output.logits_NV
+        assert logits_NV is not None, "asked for"
+        works = _works(parts, rows)
+        for work in works:
+            if work.progress.reads_prompt:
+                _note_prompt(work, logits_NV)
+            self.scheduler.computed(work.part)
+        drawing = [work for work in works if work.draws]
+        while drawing:
+            for work in [work for work in drawing if work.progress.stream in self._searches]:
+                self._search(work.progress, logits_NV[work.row])
+            drawing = [work for work in drawing if work.progress.request.beams is None]
+            drawn = draw([work.progress for work in drawing], logits_NV[[work.row for work in drawing]])
+            for work, one in zip(drawing, drawn, strict=True):
+                work.right += self._take(work.progress, one)
+            drawing = [work for work in drawing if work.progress.computed == len(work.progress.tokens)]
         if output.routing is not None:
-            self._note_routing(parts, output.routing)
-        for part in parts:
-            self.scheduler.computed(part)
-        if drawing:
-            assert output.logits_NV is not None, "asked for"
-            for progress, drawn in zip(drawing, self._drawn(drawing, output.logits_NV), strict=True):
-                self._take(self._streams[progress.number], drawn)
+            _note_routing(works, output.routing)
 
-    def _note_routing(self, parts: Sequence[Part], routing: Routing) -> None:
-        at = 0
-        for part in parts:
-            progress, start = part.progress, part.progress.computed
-            again = max(progress.recorded - start, 0)  # behind a preemption
-            if progress.request.record != "none" and again < part.count:
-                own = routing.select(slice(at + again, at + part.count)).detach()
-                self._streams[progress.number].routing.append(own)
-                progress.recorded = start + part.count
-            at += part.count
-
-    def _drawn(self, drawing: Sequence[Progress], logits_NV: Tensor) -> list[Drawn | RequestError]:
-        """A token for each; log-probabilities are the model's own, before biases."""
-        wanted = [progress.request.logprobs for progress in drawing]
-        most = max((number for number in wanted if number is not None), default=None)
-        changed = {row for row, progress in enumerate(drawing) if _bias(progress)}
-        plain = [row for row in range(len(drawing)) if row not in changed]
-        drawn: dict[int, Drawn | RequestError] = {}
-        rows_NV = logits_NV if not changed else logits_NV[plain]
-        samplers = [drawing[row].sampler for row in plain]
-        drawn.update(zip(plain, draw_rows(samplers, rows_NV, logprobs=most), strict=True))
-        for row in changed:
-            drawn[row] = _draw_biased(drawing[row], logits_NV[row], most)
-        return [_trimmed(drawn[row], number) for row, number in enumerate(wanted)]
-
-    def _take(self, stream: Stream, drawn: Drawn | RequestError) -> None:
-        progress, request = stream.progress, stream.progress.request
+    def _take(self, progress: Progress, drawn: Drawn | RequestError) -> bool:
+        """Add a token; whether the guess at it was right, so that the one behind it was computed too."""
+        guess, progress.draft = progress.draft[:1], progress.draft[1:]
         if isinstance(drawn, RequestError):
-            stream.error = drawn
-            self._finish(stream, "error")
-            return
+            progress.answer.error = drawn
+            self._finish(progress, "error")
+            return False
+        self._append(progress, drawn)
+        forced, right = self._force(progress), guess == [drawn.token] and progress.answer.finish_reason is None
+        if right:
+            self.scheduler.confirmed(progress)
+        if forced or not right:
+            progress.draft = []
+        return right
+
+    def _append(self, progress: Progress, drawn: Drawn) -> None:
+        answer = progress.answer
         progress.tokens.append(drawn.token)
-        stream.drawn.append(drawn)
-        if drawn.token in request.end_ids:
-            self._finish(stream, "stop")
+        answer.drawn.append(drawn)
+        if progress.thought is not None:
+            progress.thought.take(drawn.token)
+            answer.thought = progress.thought.tokens
+        if drawn.token in progress.request.end_ids:
+            self._finish(progress, "stop")
         elif progress.generated >= progress.room:
-            self._finish(stream, "length")
+            self._finish(progress, "length")
 
-    def _finish(self, stream: Stream, reason: FinishReason) -> None:
-        stream.finish_reason = reason
-        self.scheduler.finish(stream.progress)
-        del self._streams[stream.progress.number]
+    def _force(self, progress: Progress) -> bool:
+        """Put in what must follow now, if anything: the end of a thought whose budget is spent."""
+        forced = progress.thought.forced if progress.thought is not None else ()
+        for token in forced:
+            if progress.answer.finish_reason is None:
+                progress.sampler.note(token)
+                self._append(progress, Drawn(token))
+        return bool(forced)
+
+    def _search(self, progress: Progress, logits_V: Tensor) -> None:
+        search = self._searches.get(progress.stream)
+        if search is not None and search.take(progress, logits_V):
+            self._close(progress.stream, "error")
+
+    def _finish(self, progress: Progress, reason: FinishReason) -> None:
+        progress.answer.finish_reason = reason
+        self.scheduler.finish(progress)
+        if progress.stream in self._searches:
+            self._close(progress.stream, reason)
+
+    def _close(self, stream: Stream, reason: FinishReason) -> None:
+        """End a search; `reason` is for answers that have none."""
+        self._searches.pop(stream).close()
+        for answer in stream.answers:
+            answer.finish_reason = answer.finish_reason or reason
 
 
-def _bias(progress: Progress) -> dict[int, float]:
-    """What is added to logits before the next draw."""
-    request = progress.request
-    early = request.end_ids if progress.generated < request.min_tokens else ()
-    return dict(request.logit_bias) | dict.fromkeys(early, -math.inf)
+@dataclass(slots=True)
+class _Work:
+    """A part that was computed: its first position in the sequence and in the batch, and its rows of logits."""
+
+    part: Part
+    start: int
+    at: int
+    rows: range
+    draws: bool
+    guesses: int
+    right: int = 0  # guesses that were
+
+    @property
+    def progress(self) -> Progress:
+        return self.part.progress
+
+    @property
+    def row(self) -> int:
+        """Where the next token is drawn from."""
+        return self.rows[-1 - self.guesses + self.right]
 
 
-def _draw_biased(progress: Progress, logits_V: Tensor, logprobs: int | None) -> Drawn | RequestError:
-    biased_V = logits_V.clone()
-    for token, bias in _bias(progress).items():
-        biased_V[token] += bias
-    drawn = draw_rows([progress.sampler], biased_V[None])[0]
-    if logprobs is None or isinstance(drawn, RequestError):
-        return drawn
-    logprobs_V = torch.log_softmax(logits_V.double(), -1)
-    values, ids = logprobs_V.sort(descending=True, stable=True)
-    top = list(zip(ids[:logprobs].tolist(), values[:logprobs].tolist(), strict=True))
-    return Drawn(drawn.token, float(logprobs_V[drawn.token]), top)
+def _works(parts: Sequence[Part], rows: Sequence[range]) -> list[_Work]:
+    """Rows of logits are counted among those that were asked for; nothing is drawn behind what is no end."""
+    found, at, row = [], 0, 0
+    for part, own in zip(parts, rows, strict=True):
+        progress = part.progress
+        rows_of_part = range(row, row + len(own))
+        found.append(_Work(part, progress.computed, at, rows_of_part, part.draws, len(progress.draft)))
+        at, row = at + part.count, row + len(own)
+    return found
 
 
-def _trimmed(drawn: Drawn | RequestError, logprobs: int | None) -> Drawn | RequestError:
-    """As many log-probabilities as this request wants."""
-    if isinstance(drawn, RequestError) or logprobs is None:
-        return drawn if isinstance(drawn, RequestError) else Drawn(drawn.token)
-    return Drawn(drawn.token, drawn.logprob, drawn.top[:logprobs])
+def _note_prompt(work: _Work, logits_NV: Tensor) -> None:
+    """Log-probabilities of the prompt's tokens that this part leads to, those that are not known yet."""
+    stream, number = work.progress.stream, work.progress.request.prompt_logprobs
+    assert number is not None, "asked for"
+    known = len(stream.prompt)  # the row of token i is that of position i - 1
+    tokens = stream.request.prompt[known + 1 : work.start + len(work.rows) + 1]
+    if tokens:
+        first = work.rows[known - work.start]
+        stream.prompt += of_prompt(tokens, logits_NV[first : first + len(tokens)], number)
+
+
+def _note_routing(works: Sequence[_Work], routing: Routing) -> None:
+    """The routing of tokens that were computed for the first time, wrong guesses apart."""
+    for work in works:
+        progress = work.progress
+        sure = work.part.count - work.guesses + work.right
+        again = max(progress.recorded - work.start, 0)  # behind a preemption
+        if progress.request.record != "none" and again < sure:
+            progress.answer.routing.append(routing.select(slice(work.at + again, work.at + sure)).detach())
+            progress.recorded = work.start + sure

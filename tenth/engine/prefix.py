@@ -58,6 +58,10 @@ class PrefixCache:
         self._pool.hold(pages)
         return pages
 
+    def known(self, key: Hashable, tokens: Sequence[int]) -> int:
+        """How many tokens `match` would find, without holding anything."""
+        return self._size * sum(1 for _ in self._path(key, tokens))
+
     def add(self, key: Hashable, tokens: Sequence[int], pages: Sequence[int]) -> None:
         """Keep the full pages of a sequence: `pages` hold `tokens` in order. What is known already stays as it is."""
         node, path = self._roots.setdefault(key, _Node(-1, (), None)), []

@@ -6,10 +6,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from tenth.engine.sampler import Sampling
+from tenth.engine.thinking import Thinking
 from tenth.errors import RequestError
 from tenth.routing.record import RecordKind
 
 MOST_LOGPROBS = 64
+MOST_ANSWERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,12 @@ class Request:
     """A prompt and how to go on from it; RequestError for what makes no sense.
 
     Ends behind a token of `end_ids`, or after `max_tokens`; end tokens are not drawn before `min_tokens` were.
+    `n` answers share the prompt; answer i draws with `sampling.seed` + i. With `beams` the `n` best of so many
+    sequences are searched for, by their log-probability over length ** `length_penalty`.
     `logit_bias` is added to logits, `forbidden` are never drawn. With `logprobs` each token comes with its own
-    log-probability and those of so many likeliest ones. Of those that wait the lowest `priority` goes first, of equal
-    ones the earliest. Prompts of one `tenant` find each other's pages. `record`: the routing that is wanted.
+    log-probability and those of so many likeliest ones, with `prompt_logprobs` each token of the prompt. Of those that
+    wait the lowest `priority` goes first, of equal ones the earliest. Prompts of one `tenant` find each other's pages.
+    `record`: the routing that is wanted.
     """
 
     prompt: tuple[int, ...]
@@ -27,9 +32,14 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     end_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
+    n: int = 1
+    beams: int | None = None
+    length_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     forbidden: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    thinking: Thinking | None = None
     priority: int = 0
     tenant: Hashable = None
     record: RecordKind = "none"
@@ -41,7 +51,33 @@ class Request:
             raise RequestError(f"max_tokens is {self.max_tokens}, it must be at least 1")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise RequestError(f"min_tokens is {self.min_tokens}, it must lie between 0 and {self.max_tokens}")
+        if not 1 <= self.n <= MOST_ANSWERS:
+            raise RequestError(f"n is {self.n}, it must lie between 1 and {MOST_ANSWERS}")
         if not all(-100 <= bias <= 100 for bias in self.logit_bias.values()):  # NaN is not within anything
             raise RequestError("logit_bias must lie between -100 and 100")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            raise RequestError(f"logprobs is {self.logprobs}, it must lie between 0 and {MOST_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number <= MOST_LOGPROBS:
+                raise RequestError(f"{name} is {number}, it must lie between 0 and {MOST_LOGPROBS}")
+        if self.beams is not None:
+            self._check_beams(self.beams)
+
+    def _check_beams(self, beams: int) -> None:
+        if not self.n <= beams <= MOST_ANSWERS:
+            raise RequestError(f"beams is {beams}, it must lie between n, which is {self.n}, and {MOST_ANSWERS}")
+        if not -10 <= self.length_penalty <= 10:
+            raise RequestError(f"length_penalty is {self.length_penalty}, it must lie between -10 and 10")
+        alone = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+        alone |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+        unfit = [name for name, value in alone.items() if getattr(self.sampling, name) != value]
+        unfit += [name for name in ("logprobs", "thinking") if getattr(self, name) is not None]
+        unfit += [] if self.record == "none" else ["record"]
+        if unfit:
+            raise RequestError(f"beam search draws nothing and shows whole answers: it goes without {', '.join(unfit)}")
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids that it names beside the prompt's; they must be of the vocabulary."""
+        thinking = self.thinking
+        tags = () if thinking is None else (thinking.open_id, thinking.close_id, *thinking.stop_ids)
+        return (*self.logit_bias, *self.end_ids, *self.forbidden, *tags)

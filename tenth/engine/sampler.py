@@ -141,6 +141,10 @@ class Sampler:
             raise drawn
         return drawn.token
 
+    def note(self, token: int) -> None:
+        """Remember a token that came without a draw."""
+        self._seen.add(token)
+
     @cached_property
     def _team(self) -> _native.Machine | None:
         if isinstance(self._native, bool):

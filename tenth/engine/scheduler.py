@@ -1,20 +1,24 @@
 """Who computes how many tokens in the next step, and in which pages.
 
-A step gives every sequence that generates its one token, then chunks of prompts to the others, until the budget of
-tokens is spent. Where pages run out, what the prefix cache keeps goes first, then the sequence that is last in order
-waits again: its tokens stay, and its full pages do as long as nobody needs them.
+A step gives every sequence that generates its one token, and those guessed behind it, then chunks of prompts to the
+others, until the budget of tokens is spent. Where pages run out, what the prefix cache keeps goes first, then guesses,
+then the sequence that is last in order waits again: its tokens stay, and its full pages as long as nobody needs them.
+
+A sequence whose prompt begins like one that is just being computed waits for those pages instead of computing them too.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tenth.engine.pages import PagePool
 from tenth.engine.prefix import PrefixCache
 from tenth.engine.progress import Progress
 from tenth.errors import RequestError
+
+_ROWS = 256  # tokens of a prompt at once whose log-probabilities are wanted: each is a row of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +63,41 @@ class Scheduler:
         self.running: list[Progress] = []  # in order
         self.counts = Counts()
 
-    def submit(self, progress: Progress) -> None:
-        """Let a sequence wait; RequestError where it could never have enough pages."""
-        most = len(progress.request.prompt) + progress.room
-        if -(-most // self._size) > len(self._pool):
+    def check(self, tokens: int, sequences: int) -> None:
+        """RequestError where a sequence of so many tokens, or so many at work together, could never be."""
+        if -(-tokens // self._size) > len(self._pool):
             raise RequestError(
-                f"prompt and answer are {most} tokens, the cache holds {len(self._pool) * self._size}: "
+                f"prompt and answer are {tokens} tokens, the cache holds {len(self._pool) * self._size}: "
                 "ask for fewer, or give it more memory"
             )
+        if sequences > self.options.sequences:
+            raise RequestError(f"{sequences} beams are more than the {self.options.sequences} sequences of a step")
+
+    def submit(self, progress: Progress) -> None:
+        """Let a sequence wait, one that has been checked."""
         bisect.insort(self.waiting, progress, key=lambda p: p.order)
+
+    def fork(self, parent: Progress, child: Progress) -> tuple[int, int] | None:
+        """Put a copy of a sequence beside it, which shares its full pages; returns the page to copy and its copy.
+
+        None where there is nothing to copy, or no room for it: the child computes these tokens again.
+        """
+        full = parent.computed // self._size
+        child.pages, child.computed = parent.pages[:full], full * self._size
+        self._pool.hold(child.pages)
+        bisect.insort(self.running, child, key=lambda p: p.order)
+        if parent.computed == child.computed or not self._make_room(1):
+            return None
+        child.pages = [*child.pages, *self._pool.take(1)]
+        child.computed = parent.computed
+        return parent.pages[full], child.pages[full]
 
     def schedule(self, now: float) -> list[Part]:
         """The parts of the next step, in order; empty where nobody has anything to compute."""
         parts: list[Part] = []
         budget = self.options.tokens
-        decoding = [p for p in self.running if p.pending == 1]
-        for progress in [*decoding, *(p for p in self.running if p.pending > 1)]:
+        decoding = [p for p in self.running if p.pending == 1 + len(p.draft)]
+        for progress in [*decoding, *(p for p in self.running if p.pending > 1 + len(p.draft))]:
             if budget and progress in self.running:
                 budget -= self._give(progress, budget, parts)
         for progress in self._arrivals(now):
@@ -84,13 +107,13 @@ class Scheduler:
         return parts
 
     def computed(self, part: Part) -> None:
-        """A part went through the network; its full pages may serve others."""
-        progress = part.progress
-        before = progress.computed // self._size
-        progress.computed += part.count
+        """A part went through the network, guesses apart; its full pages may serve others."""
         self.counts.computed += part.count
-        if progress.computed // self._size > before:
-            self._keep(progress)
+        self._advance(part.progress, part.count - len(part.progress.draft))
+
+    def confirmed(self, progress: Progress) -> None:
+        """The next guess was right: what the network computed of it stays."""
+        self._advance(progress, 1)
 
     def finish(self, progress: Progress) -> None:
         """A sequence has ended, wherever it was: all it held is let go."""
@@ -98,6 +121,11 @@ class Scheduler:
             if progress in queue:
                 queue.remove(progress)
         self._release(progress)
+
+    @property
+    def sequences(self) -> list[Progress]:
+        """All that are at work or wait."""
+        return [*self.running, *self.waiting]
 
     @property
     def free_pages(self) -> int:
@@ -114,16 +142,25 @@ class Scheduler:
 
     def _give(self, progress: Progress, budget: int, parts: list[Part]) -> int:
         """The next part of a sequence at work, with pages for it; 0 where there are none, even by preemption."""
-        count = min(progress.pending, budget)
-        needed = -(-(progress.computed + count) // self._size) - len(progress.pages)
-        while not self._make_room(needed):
+        most = min(budget, _ROWS) if progress.reads_prompt else budget
+        left_out = progress.pending - most
+        if progress.draft and left_out > 0:
+            del progress.draft[-left_out:]
+        if progress.draft and not self._make_room(self._missing(progress, most)):
+            progress.draft.clear()
+        while not self._make_room(self._missing(progress, most)):
             victim = self._last(parts)
             self._preempt(victim)
             if victim is progress:
                 return 0
-        progress.pages += self._pool.take(max(needed, 0))
+        count = min(progress.pending, most)
+        progress.pages += self._pool.take(max(self._missing(progress, most), 0))
         parts.append(Part(progress, count))
         return count
+
+    def _missing(self, progress: Progress, most: int) -> int:
+        """Pages that the next tokens need, up to so many."""
+        return -(-(progress.computed + min(progress.pending, most)) // self._size) - len(progress.pages)
 
     def _last(self, parts: Iterable[Part]) -> Progress:
         """The last in order of those at work that have no part in this step yet."""
@@ -134,23 +171,38 @@ class Scheduler:
         missing = pages - self._pool.free
         return missing <= 0 or self.prefix.evict(missing) == missing
 
-    def _arrivals(self, now: float) -> list[Progress]:
+    def _arrivals(self, now: float) -> Iterator[Progress]:
         """Those that may begin now: under load the first ones wait a moment for others to go with."""
         options = self.options
-        room = options.sequences - len(self.running)
-        if not self.waiting or room <= 0:
-            return []
-        fresh = [p for p in self.waiting if not p.preemptions]
+        waiting = [p for p in self.waiting if not p.parked]
+        if not waiting:
+            return
+        fresh = [p for p in waiting if not p.preemptions]
         held_back = (
             self.running
-            and len(fresh) == len(self.waiting) < options.together
+            and len(fresh) == len(waiting) < options.together
             and now - min(p.arrived for p in fresh) < options.wait
         )
-        return [] if held_back else self.waiting[:room]
+        for progress in [] if held_back else waiting:
+            if sum(map(_width, self.running)) + _width(progress) > options.sequences:
+                return
+            if not self._is_coming(progress):
+                yield progress
+
+    def _is_coming(self, progress: Progress) -> bool:
+        """Whether a sequence at work is just computing a page that this one could then find."""
+        tenant = progress.request.tenant
+        others = [p for p in self.running if p.computed < len(p.request.prompt) and p.request.tenant == tenant]
+        if not others or progress.reads_prompt:
+            return False
+        next_page = self.prefix.known(tenant, progress.tokens[:-1]) + self._size
+        begins = tuple(progress.tokens[:-1][:next_page])
+        return len(begins) == next_page and any(p.request.prompt[:next_page] == begins for p in others)
 
     def _admit(self, progress: Progress) -> bool:
         """Begin a sequence with the pages that are known already, if all its tokens so far would have pages."""
-        pages = self.prefix.match(progress.request.tenant, progress.tokens[:-1])
+        tokens = [] if progress.reads_prompt else progress.tokens[:-1]
+        pages = self.prefix.match(progress.request.tenant, tokens)
         needed = -(-(len(progress.tokens) + 1) // self._size) - len(pages)
         if not self._make_room(needed):
             self._pool.release(pages)
@@ -158,15 +210,24 @@ class Scheduler:
         self.waiting.remove(progress)
         progress.pages, progress.computed = pages, len(pages) * self._size
         self.counts.found += progress.computed
+        if not progress.preemptions and progress.answer is progress.stream.answers[0]:
+            progress.stream.found = progress.computed
         bisect.insort(self.running, progress, key=lambda p: p.order)
         return True
 
     def _preempt(self, progress: Progress) -> None:
         self.running.remove(progress)
         self._release(progress)
+        progress.draft.clear()
         progress.preemptions += 1
         self.counts.preempted += 1
         bisect.insort(self.waiting, progress, key=lambda p: p.order)
+
+    def _advance(self, progress: Progress, count: int) -> None:
+        before = progress.computed // self._size
+        progress.computed += count
+        if progress.computed // self._size > before:
+            self._keep(progress)
 
     def _keep(self, progress: Progress) -> None:
         full = progress.computed // self._size
@@ -176,3 +237,9 @@ class Scheduler:
     def _release(self, progress: Progress) -> None:
         self._pool.release(progress.pages)
         progress.pages, progress.computed = [], 0
+
+
+def _width(progress: Progress) -> int:
+    """Places in a step that a sequence takes, or will when it is searched on from."""
+    forked = progress.generated > 0
+    return 1 if forked or progress.request.beams is None else progress.request.beams

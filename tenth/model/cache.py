@@ -44,6 +44,12 @@ class KVCache:
             if not 0 < length <= len(table) * self.page_size:
                 raise RequestError(f"a document of {length} tokens is placed in {len(table)} pages of {self.page_size}")
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Give a page what another one holds, in all layers."""
+        for pools in self._layers:
+            for pool in pools:
+                pool[target] = pool[source]
+
     def copy_from(self, smaller: KVCache) -> None:
         """Take over the first page of a cache with shorter pages."""
         for mine, theirs in zip(self._layers, smaller._layers, strict=True):

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenth.engine.engine import Engine, EngineOptions, Stream
+from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import naive_generate
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
+from tenth.engine.stream import Stream
 from tenth.errors import RequestError
 from tenth.kernels.choice import choose_kernels
 from tenth.kernels.packed import PackedFormat
@@ -104,10 +105,10 @@ def test_any_schedule_gives_the_tokens_of_a_request_alone(
         assert step < 2000
     for stream, request in streams:
         expected = alone(tiny, request)
-        if stream.finish_reason == "cancelled":
+        if stream.answers[0].finish_reason == "cancelled":
             assert stream.tokens == expected[: len(stream.tokens)]
         else:
-            assert (stream.tokens, stream.finish_reason) == (expected, "length")
+            assert (stream.tokens, stream.answers[0].finish_reason) == (expected, "length")
     engine.scheduler.prefix.clear()
     assert engine.scheduler.free_pages == max(pages, -(-28 // page_size))
 
@@ -142,7 +143,7 @@ def test_where_pages_run_out_the_last_one_waits_again_and_loses_nothing(tiny: De
     assert engine.scheduler.counts.preempted > 0
     for stream, request in zip(streams, requests, strict=True):
         assert stream.tokens == alone(tiny, request)
-        assert Routing.join(stream.routing).num_tokens == 3 + 14 - 1  # of each token once
+        assert Routing.join(stream.answers[0].routing).num_tokens == 3 + 14 - 1  # of each token once
 
 
 def test_prompts_come_in_chunks_beside_those_that_generate(tiny: Decoder) -> None:
@@ -184,7 +185,7 @@ def test_what_is_cancelled_lets_go_at_the_next_step(tiny: Decoder) -> None:
         stream.cancel()
     engine.step()
     assert not engine.busy
-    assert [stream.finish_reason for stream in streams] == ["cancelled"] * 2
+    assert [stream.answers[0].finish_reason for stream in streams] == ["cancelled"] * 2
     assert engine.scheduler.free_pages == 8 - len(engine.scheduler.prefix)
 
 
@@ -193,7 +194,7 @@ def test_ends_biases_and_log_probabilities(tiny: Decoder) -> None:
     plain = engine.submit(ask(1, 2, 3, logprobs=2))
     run(engine)
     first = plain.tokens[0]
-    assert plain.drawn[0].top[0] == (first, plain.drawn[0].logprob)
+    assert plain.answers[0].drawn[0].top[0] == (first, plain.answers[0].drawn[0].logprob)
     streams = [
         engine.submit(ask(1, 2, 3, end_ids=frozenset({first}))),
         engine.submit(ask(1, 2, 3, end_ids=frozenset({first}), min_tokens=2, logprobs=1)),
@@ -202,12 +203,14 @@ def test_ends_biases_and_log_probabilities(tiny: Decoder) -> None:
     ]
     run(engine)
     stopped, later, biased, other = streams
-    assert (stopped.tokens, stopped.finish_reason) == ([first], "stop")
+    assert (stopped.tokens, stopped.answers[0].finish_reason) == ([first], "stop")
     assert later.tokens[0] != first
-    assert later.drawn[0].top[0] == pytest.approx(plain.drawn[0].top[0])  # the model's own, before the bias
+    assert later.answers[0].drawn[0].top[0] == pytest.approx(
+        plain.answers[0].drawn[0].top[0]
+    )  # the model's own, before the bias
     assert biased.tokens == [7] * 4
-    assert len(biased.drawn[0].top) == 3
-    assert (other.tokens, other.drawn[0].logprob) == (plain.tokens, None)
+    assert len(biased.answers[0].drawn[0].top) == 3
+    assert (other.tokens, other.answers[0].drawn[0].logprob) == (plain.tokens, None)
 
 
 def test_company_changes_no_token_of_native_kernels(packed: Decoder) -> None:
@@ -224,8 +227,8 @@ def test_company_changes_no_token_of_native_kernels(packed: Decoder) -> None:
                 run(engine)
         run(engine)
         for stream, request in zip(streams, requests, strict=True):
-            assert bool(stream.routing) == (request.record != "none")
-        shown = [Routing.join(stream.routing).layers for stream in streams if stream.routing]
+            assert bool(stream.answers[0].routing) == (request.record != "none")
+        shown = [Routing.join(stream.answers[0].routing).layers for stream in streams if stream.answers[0].routing]
         found.append(([stream.tokens for stream in streams], shown))
     for other in found[1:]:
         assert other[0] == found[0][0]

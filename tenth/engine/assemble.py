@@ -1,0 +1,60 @@
+"""The parts of a step as one batch.
+
+T tokens of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from tenth.engine.scheduler import Part
+from tenth.model.batch import Batch, Placement, Want
+
+
+def batch_of(parts: Sequence[Part], page_size: int) -> Batch:
+    """Tokens, positions and places of all parts, end to end."""
+    tokens, positions, slots, pages = list[int](), [], [], []
+    for part in parts:
+        progress, start = part.progress, part.progress.computed
+        end = start + part.count
+        tokens += progress.tokens[start:end]
+        tokens += progress.draft if part.draws else ()
+        positions_T = np.arange(start, end)
+        table = np.asarray(progress.pages)
+        positions.append(positions_T)
+        slots.append(table[positions_T // page_size] * page_size + positions_T % page_size)
+        pages.append(torch.from_numpy(table))
+    return Batch(
+        tuple(accumulate((part.count for part in parts), initial=0)),
+        torch.from_numpy(np.concatenate(positions)),
+        torch.tensor(tokens),
+        placement=Placement(
+            torch.from_numpy(np.concatenate(slots)),
+            tuple(pages),
+            tuple(part.progress.computed + part.count for part in parts),
+        ),
+    )
+
+
+def rows_of(parts: Sequence[Part]) -> list[range]:
+    """The positions in the batch whose logits each part needs.
+
+    Those behind which a token is drawn, guesses included; all of a prompt whose log-probabilities are wanted.
+    """
+    rows, end = [], 0
+    for part in parts:
+        begin, end = end, end + part.count
+        first = end - 1 - len(part.progress.draft) if part.draws else end
+        rows.append(range(begin if part.progress.reads_prompt else first, end))
+    return rows
+
+
+def want_of(parts: Sequence[Part], rows: Sequence[range]) -> Want:
+    """Those logits, and the fullest routing record that a part asks for."""
+    kinds = {part.progress.request.record for part in parts}
+    record = next(kind for kind in ("full", "choice", "none") if kind in kinds)
+    return Want(logits=torch.tensor([row for own in rows for row in own], dtype=torch.int64), routing=record)
