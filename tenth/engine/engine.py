@@ -6,6 +6,7 @@ T tokens of a step, N rows with logits, V vocabulary.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -25,7 +26,7 @@ from tenth.engine.sampler import Drawn, Sampler
 from tenth.engine.scheduler import Part, Scheduler, SchedulerOptions
 from tenth.engine.stream import Answer, FinishReason, Stream
 from tenth.engine.thinking import Thought
-from tenth.errors import RequestError
+from tenth.errors import RequestError, TenthError
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Output
 from tenth.model.cache import KVCache
@@ -43,7 +44,7 @@ class EngineOptions:
 
 
 class Engine:
-    """One model and its cache. Not for several threads: one calls `submit` and `step`."""
+    """One model and its cache. One thread calls `step`; any may `submit`."""
 
     def __init__(
         self, decoder: Decoder, options: EngineOptions | None = None, clock: Callable[[], float] = time.monotonic
@@ -56,6 +57,7 @@ class Engine:
         self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
         self._numbers = count()
         self._searches: dict[Stream, BeamGroup] = {}
+        self._submitted: deque[Progress] = deque()
 
     def submit(self, request: Request) -> Stream:
         """Let a request wait for its turn; RequestError where it does not fit the model or the cache."""
@@ -64,28 +66,35 @@ class Engine:
         samplers = self._samplers(request)
         stream = Stream(request, [Answer(sampler.seed) for sampler in samplers])
         for sampler, answer in zip(samplers[:1] if request.beams else samplers, stream.answers, strict=False):
+            # a search begins as one sequence
             progress = Progress(stream, answer, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
             if request.thinking is not None:
                 progress.thought = Thought(request.thinking)
-            if request.beams:  # a search begins as one sequence
-                self._searches[stream] = BeamGroup(progress, self.scheduler, self._cache.copy_page)
-            self.scheduler.submit(progress)
-            self._force(progress)
+            self._submitted.append(progress)
         return stream
+
+    def abort(self, error: TenthError) -> None:
+        """End everything with an error, so that a step that failed holds nothing."""
+        self._arrive()
+        for progress in self.scheduler.sequences:
+            progress.answer.error = error
+            self._finish(progress, "error")
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return bool(self._submitted or self.scheduler.running or self.scheduler.waiting)
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """Schedule, run, commit."""
+    def step(self) -> bool:
+        """Schedule, run, commit; whether there was anything to compute."""
+        self._arrive()
         self._drop_cancelled()
         parts = self.scheduler.schedule(self._clock())
         if parts:
             rows = rows_of(parts)
             self._commit(parts, rows, self._run(parts, rows))
+        return bool(parts)
 
     def _samplers(self, request: Request) -> list[Sampler]:
         """One for each answer, each with a seed of its own."""
@@ -102,9 +111,17 @@ class Engine:
 
         return [sampler(number) for number in range(request.n)]
 
+    def _arrive(self) -> None:
+        while self._submitted:
+            progress = self._submitted.popleft()
+            if progress.request.beams:
+                self._searches[progress.stream] = BeamGroup(progress, self.scheduler, self._cache.copy_page)
+            self.scheduler.submit(progress)
+            self._force(progress)
+
     def _drop_cancelled(self) -> None:
         for progress in self.scheduler.sequences:
-            if progress.stream.cancelled:
+            if progress.answer.cancelled or progress.stream.cancelled:
                 self._finish(progress, "cancelled")
 
     def _run(self, parts: Sequence[Part], rows: Sequence[range]) -> Output:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tenth.engine.request import Request
 from tenth.engine.sampler import Drawn
-from tenth.errors import RequestError
+from tenth.errors import TenthError
 from tenth.routing.record import Routing
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -27,7 +27,12 @@ class Answer:
     thought: int = 0
     score: float | None = None
     finish_reason: FinishReason | None = None
-    error: RequestError | None = None
+    error: TenthError | None = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stop: nothing comes behind the next step, which frees all that it holds. For any thread."""
+        self.cancelled = True
 
     @property
     def tokens(self) -> list[int]:
@@ -47,7 +52,6 @@ class Stream:
     answers: list[Answer]
     prompt: list[Drawn] = field(default_factory=list)
     found: int = 0
-    cancelled: bool = False
 
     @property
     def finished(self) -> bool:
@@ -59,6 +63,12 @@ class Stream:
         """The tokens of the first answer."""
         return self.answers[0].tokens
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for any of its answers."""
+        return all(answer.cancelled for answer in self.answers)
+
     def cancel(self) -> None:
-        """Stop: nothing comes behind the next step, which frees all that it holds."""
-        self.cancelled = True
+        """Stop all answers."""
+        for answer in self.answers:
+            answer.cancel()
