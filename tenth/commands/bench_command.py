@@ -9,10 +9,14 @@ import typer
 from tenth.commands import options as o
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tenth.observe.load import LoadReport, LoadSettings
     from tenth.observe.speed_report import BenchReport, Run
 
 
 def command(
+    context: typer.Context,
     model: o.ModelName,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens of a prompt.")] = 512,
     generate: Annotated[int, typer.Option("--generate", help="Tokens to decode, of each sequence.")] = 64,
@@ -32,6 +36,23 @@ def command(
         int | None,
         typer.Option("--chunk", help="Tokens of a prompt that go through at once.", show_default="as tenth run"),
     ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            "--concurrency",
+            metavar="N,N,...",
+            help="Serve whole requests instead, so many at all times.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", metavar="R,R,...", help="Or so many a second, as chance has it.", show_default=False),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option("--requests", help="Whole requests to serve.", show_default="4 for each at a time, or 32"),
+    ] = None,
     backend: o.Backend = "auto",
     threads: o.Threads = None,
     json: o.Json = False,
@@ -43,9 +64,20 @@ def command(
     from tenth.api import resolve
     from tenth.commands.progress import progress_bars
     from tenth.engine.sequence import PROMPT_CHUNK
+    from tenth.observe.load import measure_loads
     from tenth.observe.speed import measure
     from tenth.observe.speed_report import BenchSettings
 
+    loads = _loads(context, prompt, generate, concurrency, rate, requests)
+    if loads:
+        with progress_bars(quiet=json) as report:
+            path = resolve(model, report)
+            served = measure_loads(path, loads, backend=backend, threads=threads, progress=report("serving"))
+        if json:
+            print(json_module.dumps(_rounded([asdict(one) for one in served])))
+        else:
+            _print_loads(served)
+        return
     settings = BenchSettings(
         prompt=prompt,
         generate=generate,
@@ -63,6 +95,27 @@ def command(
         _print(measured)
 
 
+def _loads(
+    context: typer.Context, prompt: int, generate: int, concurrency: str | None, rate: str | None, requests: int | None
+) -> list[LoadSettings]:
+    """The loads that were asked for; RequestError for options that do not go with them."""
+    from tenth.observe.load import LoadSettings
+
+    if concurrency is None and rate is None:
+        o.refuse(context, {"requests"}, "runs of single steps")
+        return []
+    o.refuse(context, {"depth", "batch", "repeat", "chunk"}, "--concurrency or --rate")
+    numbers = _numbers("concurrency", concurrency) if concurrency is not None else ()
+    rates = _rates(rate) if rate is not None else ()
+    return [
+        *(
+            LoadSettings(prompt, generate, 4 * number if requests is None else requests, concurrency=number)
+            for number in numbers
+        ),
+        *(LoadSettings(prompt, generate, 32 if requests is None else requests, rate=one) for one in rates),
+    ]
+
+
 def _numbers(name: str, text: str) -> tuple[int, ...]:
     from tenth.errors import RequestError
 
@@ -70,6 +123,15 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise RequestError(f"{name} is {text!r:.40}, it must be numbers with commas between, such as 0,1024") from None
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    from tenth.errors import RequestError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"rate is {text!r:.40}, it must be numbers with commas between, such as 0.5,2") from None
 
 
 def _rounded(value: object) -> object:
@@ -105,6 +167,26 @@ def _print(report: BenchReport) -> None:
     for run in report.runs:
         table.add_row(*_cells(run))
     console.print(table)
+
+
+def _print_loads(reports: Sequence[LoadReport]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    times = ("first token, ms", "between two, ms", "whole, s")
+    columns = ("load", "requests", "in", "out", "tok/s", *times)
+    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for report in reports:
+        s = report.settings
+        load = f"{s.concurrency} at a time" if s.rate is None else f"{s.rate:g} a second"
+        spreads = ((report.first_token, 1e3), (report.between_tokens, 1e3), (report.whole, 1))
+        cells = [f"{x.p50 * unit:,.3g} / {x.p90 * unit:,.3g} / {x.p99 * unit:,.3g}" for x, unit in spreads]
+        table.add_row(load, str(s.requests), str(s.prompt), str(s.generate), _speed(report.tok_s), *cells)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("times: half, 90 and 99 in a hundred are no longer", style="dim")
 
 
 def _cells(run: Run) -> tuple[str, ...]:

@@ -93,13 +93,7 @@ def command(
 
 def _check_heeded(context: typer.Context, action: str) -> None:
     """RequestError where an option was given that this way of calling it does not heed."""
-    from tenth.errors import RequestError
-
-    others = set().union(*_HEEDED.values()) - _HEEDED[action]
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "")
-        if option.name in others and given is not None and given.name == "COMMANDLINE":
-            raise RequestError(f"{option.opts[0]} does nothing with {action}: leave one of them out")
+    o.refuse(context, set().union(*_HEEDED.values()) - _HEEDED[action], action)
 
 
 def _carve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -69,6 +70,16 @@ Template = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Experts = Annotated[bool, typer.Option("--experts", help="Print which experts worked, layer by layer.")]
+
+
+def refuse(context: typer.Context, names: Collection[str], action: str) -> None:
+    """RequestError where one of these options was given on the command line: `action` does not heed it."""
+    from tenth.errors import RequestError
+
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name == "COMMANDLINE":
+            raise RequestError(f"{option.opts[0]} does nothing with {action}: leave one of them out")
 
 
 def given(**options: Any) -> dict[str, Any]:

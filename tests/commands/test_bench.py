@@ -171,3 +171,28 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
     done = _invoke(tmp_path / "nothing")
     assert done.exit_code == 2
     assert "no such file or folder" in done.stderr
+
+
+def test_whole_requests(packed: Path) -> None:
+    load = ("--prompt", "20", "--generate", "9", "--threads", "1")
+    done = _invoke(packed, *load, "--concurrency", "1,3", "--rate", "500", "--requests", "6", "--json")
+    assert done.exit_code == 0, done.output
+    one, three, arriving = json.loads(done.stdout)
+    assert [report["settings"]["concurrency"] for report in (one, three, arriving)] == [1, 3, None]
+    for report in (one, three, arriving):
+        assert report["tok_s"] == pytest.approx(6 * 9 / report["seconds"], rel=1e-3)
+        for name in ("first_token", "between_tokens", "whole"):
+            assert 0 < report[name]["p50"] <= report[name]["p90"] <= report[name]["p99"] <= report["seconds"]
+    table = _invoke(packed, *load, "--concurrency", "2").stdout.splitlines()
+    assert table[0].split()[:5] == "load requests in out tok/s".split()
+    assert table[1].split()[:7] == "2 at a time 8 20 9".split()
+    for words, said in (
+        (("--concurrency", "0"), "concurrency is 0, it must be at least 1"),
+        (("--concurrency", "x"), "must be numbers with commas"),
+        (("--rate", "0"), "rate is 0.0, it must be above 0"),
+        (("--rate", "1", "--depth", "5"), "--depth does nothing with --concurrency or --rate"),
+        (("--requests", "5"), "--requests does nothing with runs of single steps"),
+    ):
+        refused = _invoke(packed, *load, *words)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert said in refused.stderr
