@@ -16,7 +16,9 @@ from torch import Tensor
 from tenth.api.options import Options, Settings
 from tenth.api.stream import Generation, Stream
 from tenth.engine.captured import runner_of
+from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import Step, cached_generate, check_room, naive_generate
+from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
@@ -135,6 +137,18 @@ class Model:
         finally:
             self._idle = sequence
 
+    def request(self, ids: Sequence[int], settings: Settings, **others: Any) -> Request:
+        """What the engine is asked for a prompt of these token ids; `others` are fields of its `Request`."""
+        return Request(
+            tuple(ids),
+            settings.max_tokens,
+            settings.sampling,
+            end_ids=self.end_ids,
+            forbidden=self._forbidden,
+            record="none",
+            **others,
+        )
+
     def encode(self, prompt: Prompt, settings: Settings | None = None) -> list[int]:
         """The token ids a prompt becomes: text as it is, a chat through the model's template."""
         settings = settings or self.defaults
@@ -152,6 +166,10 @@ class Model:
         if len(ids) < len(items):
             raise RequestError(_PROMPT)
         return ids
+
+    def engine(self, options: EngineOptions | None = None) -> Engine:
+        """An engine for many requests at once, with a cache of its own."""
+        return Engine(self.decoder, options)
 
     def save(self, folder: str | Path, *, model_type: str | None = None, progress: Progress | None = None) -> None:
         """Write a Hugging Face folder; see `tenth.weights.save.save_model`."""

@@ -129,6 +129,10 @@ class Tokenizer:
             raise TokenizerError(f"no token has the id {token_id}; the vocabulary's ids go up to {self.vocabulary - 1}")
         return text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Give what a token adds to a text; nothing where the id is no token."""
+        return (self._bytes[token_id] if 0 <= token_id < len(self._bytes) else None) or b""
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the token that each id stands for: where it is equal, ids of one tokenizer are the other's too."""

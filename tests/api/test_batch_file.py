@@ -1,0 +1,210 @@
+"""Files of requests: the answers are those of single calls, an interrupted run goes on, bad lines say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenth.api import Model
+from tenth.api.batch_file import Totals, check_apart, read_lines, run_batch
+from tenth.engine.engine import EngineOptions
+from tenth.engine.scheduler import SchedulerOptions
+from tenth.engine.thinking import Thinking
+from tenth.errors import FileFormatError, RequestError
+from tenth.weights.tokenizer import Tokenizer
+from tests.api.tiny import tiny_model
+
+CHAT = [{"role": "user", "content": "Hello there"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(model: Model, source: Path, out: Path, at_once: int = 3) -> Totals:
+    engine = model.engine(EngineOptions(30, 16, SchedulerOptions(wait=0)))
+    return run_batch(model, engine, read_lines(source), out, at_once=at_once)
+
+
+def answers(out: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len({line["custom_id"] for line in lines}) == len(lines)
+    return {line["custom_id"]: line for line in lines}
+
+
+def choices(line: dict[str, Any]) -> list[dict[str, Any]]:
+    assert line["error"] is None
+    assert line["response"]["status_code"] == 200
+    found: list[dict[str, Any]] = line["response"]["body"]["choices"]
+    return found
+
+
+def test_answers_are_those_of_single_calls(model: Model, tmp_path: Path) -> None:
+    chat = {"messages": CHAT, "max_tokens": 12, "temperature": 0.9, "seed": 4, "n": 2, "model": "mine"}
+    url = {"method": "POST", "url": "/v1/chat/completions"}
+    requests = [
+        {"custom_id": "chat", **url, "body": chat},
+        {"prompt": "abc", "max_tokens": 20, "logprobs": 2, "echo": True},
+        {"custom_id": "long", "body": {"prompt": "abc", "max_completion_tokens": 5000}},
+        {"custom_id": "wrong", "body": {"prompt": "abc", "temprature": 1}},
+        {"custom_id": "told", "body": {"messages": CHAT, "max_tokens": 3, "logprobs": True, "top_logprobs": 1}},
+    ]
+    totals = run(model, write(tmp_path / "in.jsonl", requests), tmp_path / "out.jsonl")
+    found = answers(tmp_path / "out.jsonl")
+    assert set(found) == {"chat", "line-2", "long", "wrong", "told"}
+    assert (totals.done, totals.failed, totals.skipped) == (3, 2, 0)
+    single = [model.chat(CHAT, max_tokens=12, temperature=0.9, seed=seed) for seed in (4, 5)]
+    for choice, one in zip(choices(found["chat"]), single, strict=True):
+        assert (choice["message"], choice["finish_reason"]) == (
+            {"role": "assistant", "content": one.text},
+            one.finish_reason,
+        )
+    body = found["chat"]["response"]["body"]
+    assert (body["object"], body["model"]) == ("chat.completion", "mine")
+    generated = sum(len(one.tokens) for one in single)
+    prompt = single[0].prompt_tokens
+    usage = {name: body["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    assert usage == {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+    }
+    (plain,) = choices(found["line-2"])
+    assert plain["text"] == "abc" + model.generate("abc", max_tokens=20).text
+    assert len(plain["logprobs"]["token_logprobs"]) == 20
+    # what is no token has no text, and may be among the likeliest: then two have one name
+    assert {len(top) for top in plain["logprobs"]["top_logprobs"]} <= {1, 2}
+    (told,) = choices(found["told"])
+    for one in told["logprobs"]["content"]:
+        assert one["logprob"] <= one["top_logprobs"][0]["logprob"] <= 0
+    assert "the cache holds 480" in found["long"]["error"]["message"]
+    assert "named 'temprature'" in found["wrong"]["error"]["message"]
+
+
+def test_stop_strings_end_one_answer_and_not_its_neighbour(model: Model, tmp_path: Path) -> None:
+    text = model.generate("abc", max_tokens=40).text
+    stop = text[7:10]
+    body = {"prompt": "abc", "max_tokens": 40}
+    source = write(tmp_path / "in.jsonl", [{**body, "stop": stop}, body])
+    run(model, source, tmp_path / "out.jsonl")
+    stopped, free = (choices(answers(tmp_path / "out.jsonl")[f"line-{n}"])[0] for n in (1, 2))
+    assert (stopped["text"], stopped["finish_reason"]) == (text[: text.index(stop)], "stop")
+    assert (free["text"], free["finish_reason"]) == (text, "length")
+
+
+def test_an_interrupted_run_goes_on(model: Model, tmp_path: Path) -> None:
+    requests = [{"custom_id": f"r{n}", "body": {"prompt": f"{n} and", "max_tokens": 4 + n}} for n in range(9)]
+    source = write(tmp_path / "in.jsonl", requests)
+    run(model, source, tmp_path / "whole.jsonl")
+    whole = answers(tmp_path / "whole.jsonl")
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(b"".join(lines[:4]) + lines[4][:30])  # cut off in the middle of a line
+    totals = run(model, source, out)
+    assert (totals.done, totals.skipped) == (5, 4)
+    for name, line in answers(out).items():
+        assert choices(line) == choices(whole[name])
+    assert run(model, source, out).skipped == 9
+    assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 9
+    write(source, [*requests[:3], {"custom_id": "r3", "body": {"prompt": "other"}}])
+    before = out.read_bytes()
+    with pytest.raises(FileFormatError, match="the answer to 'r3' is to another request"):
+        run(model, source, out)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"prompt": "a"}\n{"prompt": ', "line 2: is not JSON"),
+        ("[1]\n", "line 1: must be an object"),
+        ('{"custom_id": "a", "body": {"prompt": "a"}}\n\n' * 2, "line 3: custom_id 'a' is line 1's"),
+        ('{"custom_id": 3, "body": {"prompt": "a"}}', "custom_id that is a text"),
+        ('{"url": "/v1/images", "body": {"prompt": "a"}}', "url is '/v1/images'"),
+        ('{"body": {"prompt": "a"}, "bdy": 1}', "'bdy' is none of"),
+    ],
+)
+def test_lines_that_are_none(tmp_path: Path, lines: str, words: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(lines)
+    with pytest.raises(FileFormatError, match=words):
+        read_lines(path)
+
+
+def test_other_files_are_not_overwritten(model: Model, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a", "max_tokens": 1}])
+    with pytest.raises(RequestError, match="is the input"):
+        check_apart(source, tmp_path / "in.jsonl")
+    other = tmp_path / "notes.txt"
+    other.write_text("mine\n")
+    with pytest.raises(FileFormatError, match="line 1: is no answer of a batch"):
+        run(model, source, other)
+    assert other.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"messages": CHAT, "max_tokens": "many"}, "max_tokens"),
+        ({"messages": CHAT, "n": 1.5}, "n is 1.5, it must be a whole number"),
+        ({"messages": CHAT, "top_logprobs": 2}, "top_logprobs goes with logprobs"),
+        ({"messages": CHAT, "logprobs": 2}, "logprobs is 2, it must be true or false"),
+        ({"messages": CHAT, "logit_bias": {"x": 1}}, "logit_bias has 'x': 1"),
+        ({"messages": CHAT, "logit_bias": {"1": 101}}, "logit_bias must lie between"),
+        ({"messages": CHAT, "thinking_token_budget": 5}, "no <think> and </think>"),
+        ({"messages": CHAT, "chat_template_kwargs": 5}, "must be an object"),
+        ({"prompt": {"a": 1}}, "a prompt is a text"),
+        ({}, "a text_completion needs prompt"),
+    ],
+)
+def test_bodies_that_cannot_be(model: Model, tmp_path: Path, body: dict[str, Any], words: str) -> None:
+    lines = [
+        {"custom_id": "bad", "body": {k: v for k, v in body.items() if k != "url"}},
+        {"prompt": "a", "max_tokens": 1},
+    ]
+    totals = run(model, write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl")
+    found = answers(tmp_path / "out.jsonl")
+    assert words in found["bad"]["error"]["message"]
+    assert (totals.done, totals.failed) == (1, 1)
+
+
+def test_thinking_is_apart_from_the_answer(model: Model) -> None:
+    from tenth.api.answer_text import AnswerText
+
+    ids = model.tokenizer.encode
+    thinking = Thinking(300, 301, begun=True)
+    text = AnswerText(model.tokenizer, ["END"], thinking, frozenset({258}))
+    pieces = [text.push([token]) for token in [*ids("END of é"), 301, *ids("so: ü EN"), *ids("D more"), 258]]
+    pieces.append(text.finish())
+    assert "".join(piece.reasoning for piece in pieces) == "END of é"
+    assert "".join(piece.content for piece in pieces) == "so: ü "
+    assert text.stopped == "END"
+
+
+def test_tags_of_thinking_in_the_prompt(tmp_path: Path) -> None:
+    """The prompt may have opened a thought, closed it again, or leave that to the model; many models have no tags."""
+    from tenth.api.answer_text import thinking_of
+
+    assert thinking_of(tiny_model(tmp_path).tokenizer, [1, 2]) is None
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    plain = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    document["added_tokens"] += [
+        {"id": 259 + n, "content": tag, **plain} for n, tag in enumerate(("<think>", "</think>"))
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    for prompt, begun in (([1, 2], False), ([1, 259, 2], True), ([259, 1, 260, 2], False), ([259, 260, 259], True)):
+        thinking = thinking_of(tokenizer, prompt, 7, "Enough.\n</think>\n\n")
+        assert thinking is not None
+        assert (thinking.open_id, thinking.close_id, thinking.budget, thinking.begun) == (259, 260, 7, begun)
+        assert tokenizer.decode(thinking.stop_ids) == "Enough.\n</think>\n\n"
+        assert thinking.stop_ids.count(260) == 1
