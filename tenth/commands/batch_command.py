@@ -15,7 +15,7 @@ def command(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Answers; what it holds is not done again.")],
     model: Annotated[str, typer.Option("--model", "-m", help="As MODEL of `tenth run`.")] = "default",
     at_once: Annotated[int, typer.Option("--at-once", help="Requests in the engine at a time.", min=1)] = 32,
-    context: Annotated[
+    context_length: Annotated[
         int, typer.Option("--context", help="Tokens, prompt and answer, that there is room for in each.", min=1)
     ] = 2048,
     dtype: o.Dtype = "auto",
@@ -42,7 +42,7 @@ def command(
         print_notes(loaded)
         room = EngineOptions().page_size
         scheduler = SchedulerOptions(sequences=at_once, wait=0.0)  # nobody waits for the first token
-        engine = loaded.engine(EngineOptions(pages=at_once * -(-context // room), scheduler=scheduler))
+        engine = loaded.engine(EngineOptions(pages=at_once * -(-context_length // room), scheduler=scheduler))
         start = time.monotonic()
         totals = run_batch(loaded, engine, lines, out, at_once=2 * at_once, progress=report("answering"))
     seconds = max(time.monotonic() - start, 1e-9)
