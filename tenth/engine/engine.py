@@ -141,7 +141,9 @@ class Engine:
             for work in [work for work in drawing if work.progress.stream in self._searches]:
                 self._search(work.progress, logits_NV[work.row])
             drawing = [work for work in drawing if work.progress.request.beams is None]
-            drawn = draw([work.progress for work in drawing], logits_NV[[work.row for work in drawing]])
+            places = [work.row for work in drawing]
+            chosen_NV = logits_NV if places == list(range(len(logits_NV))) else logits_NV[places]  # rarely a copy
+            drawn = draw([work.progress for work in drawing], chosen_NV)
             for work, one in zip(drawing, drawn, strict=True):
                 work.right += self._take(work.progress, one)
             drawing = [work for work in drawing if work.progress.computed == len(work.progress.tokens)]
