@@ -217,3 +217,31 @@ def test_the_table() -> None:
         "| prefill 512, slow phase | 1 | 40.0 | 500.0 (500.0-500.0) | 250.0 (250.0-250.0) | 100.0 (100.0-100.0) "
         "| 2.00 | 5.00 | 40% |",
     ]
+
+
+# ---- the engine beside servers
+
+servers = script("engine_vs_peers")
+
+
+def test_ratios_of_the_engine_are_taken_within_rounds() -> None:
+    def taken(row: str, name: str, number: int, **figures: float) -> dict[str, Any]:
+        return {"row": row, "name": name, "round": number, "probe": 30.0 + number, **figures}
+
+    rounds = [
+        *(taken("throughput", "tenth", n, tok_s=s) for n, s in enumerate((100.0, 50.0, 80.0))),
+        *(taken("throughput", servers.LLAMA, n, tok_s=s) for n, s in enumerate((50.0, 50.0, 20.0))),
+        *(taken("first", "tenth", n, p50_s=1.0, p99_s=2.0) for n in range(3)),
+        *(taken("first", servers.LLAMA, n, p50_s=n + 1.0, p99_s=8.0) for n in range(3)),
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in servers.table(rounds).splitlines()]
+    table = {(line[0], line[1]): line[2:] for line in lines[2:]}
+    assert table["throughput tok_s", servers.LLAMA] == ["3", "50 (20-50)", "2.00 x", "31.0"]
+    assert table["throughput tok_s", "tenth"][1:3] == ["80 (50-100)", ""]
+    assert table["first p50_s", servers.LLAMA][2] == "2.00 x"  # less is better
+    assert table["first p99_s", servers.LLAMA][2] == "4.00 x"
+
+
+def test_half_and_the_longest_of_few() -> None:
+    assert servers.spread([float(n) for n in range(1, 21)]) == {"p50_s": 10.5, "p99_s": 20.0}
+    assert servers.spread([float(n) for n in range(1, 201)])["p99_s"] == 198.0

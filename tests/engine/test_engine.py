@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +260,25 @@ def test_refusals(tiny: Decoder) -> None:
         with pytest.raises(RequestError, match=words):
             Request(**{"prompt": (1,), "max_tokens": 4, **values})  # type: ignore[arg-type]
     assert not engine.busy
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_ten_thousand_requests(packed: Decoder) -> None:
+    """Of mixed length, some cancelled, some with equal beginnings; the last 8,000 take nothing more."""
+    chance = random.Random(1)
+    engine = Engine(packed, EngineOptions(64, 32, SchedulerOptions(wait=0)))
+    resident: list[int] = []
+    streams: list[Stream] = []
+    for number in range(10_000):
+        begin = chance.randrange(4)
+        prompt = (*range(begin, begin + chance.choice((1, 40, 90))), chance.randrange(500))
+        streams.append(engine.submit(Request(prompt, chance.randint(1, 9), Sampling(seed=number), n=1 + number % 2)))
+        if chance.random() < 0.1:
+            streams[-1].cancel()
+        while len(streams) > 24:
+            engine.step()
+            streams = [stream for stream in streams if not stream.finished]
+        if number % 500 == 0:
+            gc.collect()
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert resident[-1] - resident[4] < 4 << 20, resident
