@@ -262,7 +262,7 @@ def table(taken: list[dict[str, Any]]) -> str:
     lines = [["figure", "program", "rounds", "median (range)", "ours is better by", "probe GB/s"]]
     for row, figure in dict.fromkeys((t["row"], f) for t in taken for f in ("tok_s", "p50_s", "p99_s") if f in t):
         ours = {t["round"]: t[figure] for t in taken if (t["row"], t["name"]) == (row, "tenth")}
-        for name in ROWS[row]:
+        for name in [name for name in ROWS[row] if any((t["row"], t["name"]) == (row, name) for t in taken)]:
             mine = {t["round"]: t for t in taken if (t["row"], t["name"]) == (row, name) and figure in t}
             values = [t[figure] for t in mine.values()]
             ratios = [t[figure] / ours[n] if figure != "tok_s" else ours[n] / t[figure] for n, t in mine.items()]
