@@ -17,7 +17,7 @@ from torch import Tensor
 from tenth.engine.assemble import batch_of, rows_of, want_of
 from tenth.engine.beam_group import BeamGroup
 from tenth.engine.captured import runner_of
-from tenth.engine.draws import draw, of_prompt
+from tenth.engine.draws import draw
 from tenth.engine.generate import check_room
 from tenth.engine.pages import PagePool
 from tenth.engine.progress import Progress
@@ -26,12 +26,12 @@ from tenth.engine.sampler import Drawn, Sampler
 from tenth.engine.scheduler import Part, Scheduler, SchedulerOptions
 from tenth.engine.stream import Answer, FinishReason, Stream
 from tenth.engine.thinking import Thought
+from tenth.engine.work import note_prompt, note_routing, works_of
 from tenth.errors import RequestError, TenthError
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Output
 from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
-from tenth.routing.record import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ class Engine:
         """Take what was computed: what is asked of prompts, then tokens, one behind the other where guesses hold."""
         logits_NV = output.logits_NV
         assert logits_NV is not None, "asked for"
-        works = _works(parts, rows)
+        works = works_of(parts, rows)
         for work in works:
             if work.progress.reads_prompt:
-                _note_prompt(work, logits_NV)
+                note_prompt(work, logits_NV)
             self.scheduler.computed(work.part)
         drawing = [work for work in works if work.draws]
         while drawing:
@@ -148,7 +148,7 @@ class Engine:
                 work.right += self._take(work.progress, one)
             drawing = [work for work in drawing if work.progress.computed == len(work.progress.tokens)]
         if output.routing is not None:
-            _note_routing(works, output.routing)
+            note_routing(works, output.routing)
 
     def _take(self, progress: Progress, drawn: Drawn | RequestError) -> bool:
         """Add a token; whether the guess at it was right, so that the one behind it was computed too."""
@@ -202,58 +202,3 @@ class Engine:
         self._searches.pop(stream).close()
         for answer in stream.answers:
             answer.finish_reason = answer.finish_reason or reason
-
-
-@dataclass(slots=True)
-class _Work:
-    """A part that was computed: its first position in the sequence and in the batch, and its rows of logits."""
-
-    part: Part
-    start: int
-    at: int
-    rows: range
-    draws: bool
-    guesses: int
-    right: int = 0  # guesses that were
-
-    @property
-    def progress(self) -> Progress:
-        return self.part.progress
-
-    @property
-    def row(self) -> int:
-        """Where the next token is drawn from."""
-        return self.rows[-1 - self.guesses + self.right]
-
-
-def _works(parts: Sequence[Part], rows: Sequence[range]) -> list[_Work]:
-    """Rows of logits are counted among those that were asked for; nothing is drawn behind what is no end."""
-    found, at, row = [], 0, 0
-    for part, own in zip(parts, rows, strict=True):
-        progress = part.progress
-        rows_of_part = range(row, row + len(own))
-        found.append(_Work(part, progress.computed, at, rows_of_part, part.draws, len(progress.draft)))
-        at, row = at + part.count, row + len(own)
-    return found
-
-
-def _note_prompt(work: _Work, logits_NV: Tensor) -> None:
-    """Log-probabilities of the prompt's tokens that this part leads to, those that are not known yet."""
-    stream, number = work.progress.stream, work.progress.request.prompt_logprobs
-    assert number is not None, "asked for"
-    known = len(stream.prompt)  # the row of token i is that of position i - 1
-    tokens = stream.request.prompt[known + 1 : work.start + len(work.rows) + 1]
-    if tokens:
-        first = work.rows[known - work.start]
-        stream.prompt += of_prompt(tokens, logits_NV[first : first + len(tokens)], number)
-
-
-def _note_routing(works: Sequence[_Work], routing: Routing) -> None:
-    """The routing of tokens that were computed for the first time, wrong guesses apart."""
-    for work in works:
-        progress = work.progress
-        sure = work.part.count - work.guesses + work.right
-        again = max(progress.recorded - work.start, 0)  # behind a preemption
-        if progress.request.record != "none" and again < sure:
-            progress.answer.routing.append(routing.select(slice(work.at + again, work.at + sure)).detach())
-            progress.recorded = work.start + sure
