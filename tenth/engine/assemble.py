@@ -17,17 +17,18 @@ from tenth.model.batch import Batch, Placement, Want
 
 def batch_of(parts: Sequence[Part], page_size: int) -> Batch:
     """Tokens, positions and places of all parts, end to end."""
-    tokens, positions, slots, pages = list[int](), [], [], []
+    tokens, lengths = list[int](), list[int]()
+    positions, slots, pages = [], [], []
     for part in parts:
-        progress, start = part.progress, part.progress.computed
-        end = start + part.count
-        tokens += progress.tokens[start:end]
+        progress, start = part.progress, 0 if part.turns else part.progress.computed
+        places_T = np.arange(0 if part.turns else progress.held, part.count + (0 if part.turns else progress.held))
+        tokens += progress.tokens[start : start + part.count]
         tokens += progress.draft if part.draws else ()
-        positions_T = np.arange(start, end)
-        table = np.asarray(progress.pages)
-        positions.append(positions_T)
-        slots.append(table[positions_T // page_size] * page_size + positions_T % page_size)
+        table = np.asarray(progress.pages[:1] if part.turns else progress.pages)
+        positions.append(places_T + progress.dropped)
+        slots.append(table[places_T // page_size] * page_size + places_T % page_size)
         pages.append(torch.from_numpy(table))
+        lengths.append(int(places_T[-1]) + 1)
     return Batch(
         tuple(accumulate((part.count for part in parts), initial=0)),
         torch.from_numpy(np.concatenate(positions)),
@@ -35,7 +36,7 @@ def batch_of(parts: Sequence[Part], page_size: int) -> Batch:
         placement=Placement(
             torch.from_numpy(np.concatenate(slots)),
             tuple(pages),
-            tuple(part.progress.computed + part.count for part in parts),
+            tuple(lengths),
         ),
     )
 
@@ -49,7 +50,7 @@ def rows_of(parts: Sequence[Part]) -> list[range]:
     for part in parts:
         begin, end = end, end + part.count
         first = end - 1 - len(part.progress.draft) if part.draws else end
-        rows.append(range(begin if part.progress.reads_prompt else first, end))
+        rows.append(range(begin if part.progress.reads_prompt and not part.turns else first, end))
     return rows
 
 

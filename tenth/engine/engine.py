@@ -61,8 +61,7 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Let a request wait for its turn; RequestError where it does not fit the model or the cache."""
-        room = check_room(self._decoder, request.prompt, request.max_tokens)
-        self.scheduler.check(len(request.prompt) + room, request.beams or 1)
+        room = self._room(request)
         samplers = self._samplers(request)
         stream = Stream(request, [Answer(sampler.seed) for sampler in samplers])
         for sampler, answer in zip(samplers[:1] if request.beams else samplers, stream.answers, strict=False):
@@ -95,6 +94,18 @@ class Engine:
             rows = rows_of(parts)
             self._commit(parts, rows, self._run(parts, rows))
         return bool(parts)
+
+    def _room(self, request: Request) -> int:
+        """Tokens that may follow; RequestError where the context or the cache is too small."""
+        if request.rolling is None:
+            room = check_room(self._decoder, request.prompt, request.max_tokens)
+            self.scheduler.check(len(request.prompt) + room, request.beams or 1)
+            return room
+        visible, context = self.scheduler.visible(request.rolling), self._decoder.config.context_length
+        if visible > context:
+            raise RequestError(f"rolling sees {visible} tokens, first page included, the model's context is {context}")
+        self.scheduler.check(min(len(request.prompt) + request.max_tokens, visible), 1)
+        return request.max_tokens
 
     def _samplers(self, request: Request) -> list[Sampler]:
         """One for each answer, each with a seed of its own."""
@@ -133,7 +144,7 @@ class Engine:
         assert logits_NV is not None, "asked for"
         works = works_of(parts, rows)
         for work in works:
-            if work.progress.reads_prompt:
+            if work.progress.reads_prompt and not work.part.turns:
                 note_prompt(work, logits_NV)
             self.scheduler.computed(work.part)
         drawing = [work for work in works if work.draws]

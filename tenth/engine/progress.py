@@ -29,6 +29,8 @@ class Progress:
     thought: Thought | None = None
     computed: int = 0
     pages: list[int] = field(default_factory=list)
+    dropped: int = 0  # tokens behind the first page that a rolling sequence has no keys and values of any more
+    turned: bool = True  # whether those of its first page are where the window now begins
     recorded: int = 0  # tokens whose routing was given
     parked: bool = False
     preemptions: int = 0
@@ -42,6 +44,11 @@ class Progress:
     def pending(self) -> int:
         """Tokens that the network has not seen, or has to see again."""
         return 0 if self.parked else len(self.tokens) + len(self.draft) - self.computed
+
+    @property
+    def held(self) -> int:
+        """Tokens whose keys and values are in `pages`."""
+        return self.computed - self.dropped
 
     @property
     def generated(self) -> int:

@@ -24,7 +24,8 @@ class Request:
     `logit_bias` is added to logits, `forbidden` are never drawn. With `logprobs` each token comes with its own
     log-probability and those of so many likeliest ones, with `prompt_logprobs` each token of the prompt. Of those that
     wait the lowest `priority` goes first, of equal ones the earliest. Prompts of one `tenant` find each other's pages.
-    `record`: the routing that is wanted.
+    With `rolling` a sequence has no end: it attends to its first page and to the last ones of so many tokens, of which
+    it forgets a quarter at a time. `record`: the routing that is wanted.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +41,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     thinking: Thinking | None = None
+    rolling: int | None = None
     priority: int = 0
     tenant: Hashable = None
     record: RecordKind = "none"
@@ -59,6 +61,8 @@ class Request:
             number = getattr(self, name)
             if number is not None and not 0 <= number <= MOST_LOGPROBS:
                 raise RequestError(f"{name} is {number}, it must lie between 0 and {MOST_LOGPROBS}")
+        if self.rolling is not None and self.rolling < 1:
+            raise RequestError(f"rolling is {self.rolling}, it must be at least 1 token")
         if self.beams is not None:
             self._check_beams(self.beams)
 
@@ -70,7 +74,7 @@ class Request:
         alone = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
         alone |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         unfit = [name for name, value in alone.items() if getattr(self.sampling, name) != value]
-        unfit += [name for name in ("logprobs", "thinking") if getattr(self, name) is not None]
+        unfit += [name for name in ("logprobs", "thinking", "rolling") if getattr(self, name) is not None]
         unfit += [] if self.record == "none" else ["record"]
         if unfit:
             raise RequestError(f"beam search draws nothing and shows whole answers: it goes without {', '.join(unfit)}")

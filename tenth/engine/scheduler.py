@@ -42,15 +42,19 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next `count` tokens of a sequence; its pages have room for them."""
+    """The next `count` tokens of a sequence; its pages have room for them.
+
+    Where it `turns`, the first ones again, for the places before its window: keys are turned by their positions.
+    """
 
     progress: Progress
     count: int
+    turns: bool = False
 
     @property
     def draws(self) -> bool:
         """Whether the network has then seen all tokens, so that the next one can be drawn."""
-        return self.count == self.progress.pending
+        return self.count == self.progress.pending and not self.turns
 
 
 class Scheduler:
@@ -62,6 +66,10 @@ class Scheduler:
         self.waiting: list[Progress] = []  # in order
         self.running: list[Progress] = []  # in order
         self.counts = Counts()
+
+    def visible(self, rolling: int) -> int:
+        """The most tokens that a rolling sequence attends to."""
+        return self._size + -(-rolling // self._size) * self._size
 
     def check(self, tokens: int, sequences: int) -> None:
         """RequestError where a sequence of so many tokens, or so many at work together, could never be."""
@@ -98,10 +106,10 @@ class Scheduler:
         budget = self.options.tokens
         decoding = [p for p in self.running if p.pending == 1 + len(p.draft)]
         for progress in [*decoding, *(p for p in self.running if p.pending > 1 + len(p.draft))]:
-            if budget and progress in self.running:
+            if budget > 0 and progress in self.running:
                 budget -= self._give(progress, budget, parts)
         for progress in self._arrivals(now):
-            if not budget or not self._admit(progress):
+            if budget <= 0 or not self._admit(progress):
                 break
             budget -= self._give(progress, budget, parts)
         return parts
@@ -109,7 +117,10 @@ class Scheduler:
     def computed(self, part: Part) -> None:
         """A part went through the network, guesses apart; its full pages may serve others."""
         self.counts.computed += part.count
-        self._advance(part.progress, part.count - len(part.progress.draft))
+        if part.turns:
+            part.progress.turned = True
+        else:
+            self._advance(part.progress, part.count - len(part.progress.draft))
 
     def confirmed(self, progress: Progress) -> None:
         """The next guess was right: what the network computed of it stays."""
@@ -138,11 +149,17 @@ class Scheduler:
         assert not any(p.pages or p.computed for p in self.waiting), "a sequence that waits holds pages"
         for progress in self.running:
             assert len(set(progress.pages)) == len(progress.pages), "a sequence has a page twice"
-            assert progress.computed <= len(progress.pages) * self._size, "a sequence has fewer pages than tokens"
+            assert progress.held <= len(progress.pages) * self._size, "a sequence has fewer pages than tokens"
 
     def _give(self, progress: Progress, budget: int, parts: list[Part]) -> int:
         """The next part of a sequence at work, with pages for it; 0 where there are none, even by preemption."""
         most = min(budget, _ROWS) if progress.reads_prompt else budget
+        if progress.request.rolling is not None:
+            self._roll(progress, self.visible(progress.request.rolling))
+            if not progress.turned:
+                parts.append(Part(progress, self._size, turns=True))
+                return self._size
+            most = min(most, self.visible(progress.request.rolling) - progress.held)
         left_out = progress.pending - most
         if progress.draft and left_out > 0:
             del progress.draft[-left_out:]
@@ -160,7 +177,19 @@ class Scheduler:
 
     def _missing(self, progress: Progress, most: int) -> int:
         """Pages that the next tokens need, up to so many."""
-        return -(-(progress.computed + min(progress.pending, most)) // self._size) - len(progress.pages)
+        return -(-(progress.held + min(progress.pending, most)) // self._size) - len(progress.pages)
+
+    def _roll(self, progress: Progress, visible: int) -> None:
+        """Forget the oldest quarter of the window where it is full. The first page is then the sequence's own."""
+        if progress.held < visible:
+            return
+        oldest = max((visible // self._size - 1) // 4, 1)
+        first = 0 if not progress.dropped else 1
+        self._pool.release(progress.pages[first : 1 + oldest])
+        own = self._pool.take(1) if not progress.dropped else progress.pages[:1]
+        progress.pages = [*own, *progress.pages[1 + oldest :]]
+        progress.dropped += oldest * self._size
+        progress.turned = False
 
     def _last(self, parts: Iterable[Part]) -> Progress:
         """The last in order of those at work that have no part in this step yet."""
@@ -193,17 +222,23 @@ class Scheduler:
         """Whether a sequence at work is just computing a page that this one could then find."""
         tenant = progress.request.tenant
         others = [p for p in self.running if p.computed < len(p.request.prompt) and p.request.tenant == tenant]
-        if not others or progress.reads_prompt:
+        if not others or not self._shares(progress):
             return False
         next_page = self.prefix.known(tenant, progress.tokens[:-1]) + self._size
         begins = tuple(progress.tokens[:-1][:next_page])
         return len(begins) == next_page and any(p.request.prompt[:next_page] == begins for p in others)
 
+    def _shares(self, progress: Progress) -> bool:
+        """Whether it may take pages of others: not where its prompt is read, nor where pages are forgotten."""
+        return not progress.reads_prompt and progress.request.rolling is None
+
     def _admit(self, progress: Progress) -> bool:
         """Begin a sequence with the pages that are known already, if all its tokens so far would have pages."""
-        tokens = [] if progress.reads_prompt else progress.tokens[:-1]
+        tokens = progress.tokens[:-1] if self._shares(progress) else []
         pages = self.prefix.match(progress.request.tenant, tokens)
-        needed = -(-(len(progress.tokens) + 1) // self._size) - len(pages)
+        rolling = progress.request.rolling
+        most = len(progress.tokens) + 1 if rolling is None else min(len(progress.tokens) + 1, self.visible(rolling))
+        needed = -(-most // self._size) - len(pages)
         if not self._make_room(needed):
             self._pool.release(pages)
             return False
@@ -226,7 +261,7 @@ class Scheduler:
     def _advance(self, progress: Progress, count: int) -> None:
         before = progress.computed // self._size
         progress.computed += count
-        if progress.computed // self._size > before:
+        if progress.computed // self._size > before and progress.request.rolling is None:
             self._keep(progress)
 
     def _keep(self, progress: Progress) -> None:
@@ -237,6 +272,7 @@ class Scheduler:
     def _release(self, progress: Progress) -> None:
         self._pool.release(progress.pages)
         progress.pages, progress.computed = [], 0
+        progress.dropped, progress.turned = 0, True
 
 
 def _width(progress: Progress) -> int:

@@ -65,7 +65,7 @@ def note_routing(works: Sequence[Work], routing: Routing) -> None:
     """The routing of tokens that were computed for the first time, wrong guesses apart."""
     for work in works:
         progress = work.progress
-        sure = work.part.count - work.guesses + work.right
+        sure = work.part.count - work.guesses + work.right if not work.part.turns else 0
         again = max(progress.recorded - work.start, 0)  # behind a preemption
         if progress.request.record != "none" and again < sure:
             progress.answer.routing.append(routing.select(slice(work.at + again, work.at + sure)).detach())
