@@ -174,7 +174,12 @@ class Sampler:
         allowed[self._forbidden.numpy()] = False
         return torch.from_numpy(np.packbits(allowed, bitorder="little").view(np.int32))
 
-    def _row(self) -> RowSampling:
+    def _also(self, allowed_W: Tensor | None) -> Tensor | None:
+        """A mask for one draw, and what is never drawn."""
+        own_W = self._allowed_W
+        return own_W if allowed_W is None else allowed_W if own_W is None else own_W & allowed_W
+
+    def _row(self, allowed_W: Tensor | None) -> RowSampling:
         from tenth.kernels.cpu.sampling import RowSampling
 
         options = self.options
@@ -190,14 +195,16 @@ class Sampler:
             frequency_penalty=options.frequency_penalty,
             ids_S=ids_S,
             counts_S=counts_S,
-            allowed_W=self._allowed_W,
+            allowed_W=self._also(allowed_W),
         )
 
-    def _by_torch(self, raw_V: Tensor, logprobs: int | None) -> Drawn | RequestError:
+    def _by_torch(self, raw_V: Tensor, logprobs: int | None, allowed_W: Tensor | None) -> Drawn | RequestError:
         if torch.isnan(raw_V).any():
             return _not_numbers()
         logits_V = raw_V.clone()
         logits_V[self._forbidden] = -torch.inf
+        if allowed_W is not None:
+            logits_V[~allowed_tokens(allowed_W, len(logits_V))] = -torch.inf
         self._penalise(logits_V)
         if not (logits_V > -torch.inf).any():
             return _nothing_left()
@@ -226,20 +233,27 @@ class Sampler:
 
 
 def draw_rows(
-    samplers: Sequence[Sampler], logits_RV: Tensor, *, logprobs: int | None = None
+    samplers: Sequence[Sampler],
+    logits_RV: Tensor,
+    *,
+    logprobs: int | None = None,
+    allowed: Sequence[Tensor | None] | None = None,
 ) -> list[Drawn | RequestError]:
     """One token for each request, which remembers it; an error where the row's logits are NaN or leave no token.
 
-    With `logprobs` the log-probabilities of the token and of so many likeliest ones. A row's draw does not depend on
-    the other rows. All samplers must be of one vocabulary and one team of threads.
+    With `logprobs` the log-probabilities of the token and of so many likeliest ones. `allowed` has a mask (W, int32, a
+    bit for each token) for this draw of each, None for all. A row's draw does not depend on the other rows. All
+    samplers must be of one vocabulary and one team of threads.
     """
+    allowed = allowed or [None] * len(samplers)
     logits_RV = logits_RV.detach().to("cpu", torch.float32).contiguous()
     assert all(sampler._vocab_size == logits_RV.shape[1] for sampler in samplers)
     team = samplers[0]._team if samplers else None
     if team is None:
-        drawn = [sampler._by_torch(row_V, logprobs) for sampler, row_V in zip(samplers, logits_RV, strict=True)]
+        rows = zip(samplers, logits_RV, allowed, strict=True)
+        drawn = [sampler._by_torch(row_V, logprobs, mask_W) for sampler, row_V, mask_W in rows]
     else:
-        drawn = _by_native(team, samplers, logits_RV, logprobs)
+        drawn = _by_native(team, samplers, logits_RV, logprobs, allowed)
     for sampler, one in zip(samplers, drawn, strict=True):
         if isinstance(one, Drawn):
             sampler._seen.add(one.token)
@@ -247,7 +261,11 @@ def draw_rows(
 
 
 def _by_native(
-    team: _native.Machine, samplers: Sequence[Sampler], logits_RV: Tensor, logprobs: int | None
+    team: _native.Machine,
+    samplers: Sequence[Sampler],
+    logits_RV: Tensor,
+    logprobs: int | None,
+    allowed: Sequence[Tensor | None],
 ) -> list[Drawn | RequestError]:
     from tenth.kernels.cpu.sampling import DrawnRow, Status, sample
 
@@ -258,7 +276,14 @@ def _by_native(
             return _nothing_left()
         return Drawn(row.token) if logprobs is None else Drawn(row.token, row.logprob, row.top)
 
-    return [result(row) for row in sample(team, logits_RV, [s._row() for s in samplers], logprobs=logprobs)]
+    rows = [sampler._row(mask_W) for sampler, mask_W in zip(samplers, allowed, strict=True)]
+    return [result(row) for row in sample(team, logits_RV, rows, logprobs=logprobs)]
+
+
+def allowed_tokens(allowed_W: Tensor, vocab_size: int) -> Tensor:
+    """A mask of words as one of booleans (V)."""
+    bits = np.unpackbits(allowed_W.numpy().view(np.uint8), bitorder="little")[:vocab_size]
+    return torch.from_numpy(bits.astype(np.bool_))
 
 
 def _not_numbers() -> RequestError:

@@ -240,6 +240,27 @@ def test_forbidden_tokens_are_never_drawn(temperature: float) -> None:
     assert sampler.draw(torch.tensor([90.0, -INF, -80.0, 90.0, 90.0, -INF])) == 2
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 100.0])
+def test_a_mask_is_for_one_draw_of_one_row(temperature: float) -> None:
+    """With what is never drawn: 40 tokens in two words, every eleventh allowed, 11 forbidden."""
+    masks = [None, torch.tensor([sum(1 << n for n in range(0, 32, 11)), 1 << 1], dtype=torch.int32)]
+    logits = torch.zeros(2, 40)
+    logits[:, 5] = 9.0
+    found: list[set[int]] = [set(), set()]
+    samplers = [Sampler(Sampling(temperature=temperature, seed=n), [], 40, {11}) for n in range(2)]
+    for _ in range(300):
+        for row, one in enumerate(draw_rows(samplers, logits, allowed=masks)):
+            assert isinstance(one, Drawn)
+            found[row].add(one.token)
+    possible = {0, 22, 33} if temperature else {0}
+    assert found[1] == possible
+    assert 5 in found[0]
+    nothing = torch.zeros(2, dtype=torch.int32)
+    free, none = draw_rows(samplers, logits, allowed=[None, nothing])
+    assert isinstance(free, Drawn)
+    assert isinstance(none, RequestError)
+
+
 def test_all_possible_tokens_come_up_at_temperature_100() -> None:
     sampler = Sampler(Sampling(temperature=100.0, seed=5), [], 6, {0})
     drawn = [sampler.draw(torch.tensor([9.0, 1.0, 0.5, 9.0, 3.0, -3.0])) for _ in range(200)]
