@@ -23,8 +23,10 @@ from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
 from tenth.kernels.choice import choose_kernels, chosen_device
+from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
+from tenth.model.cache import checked_kv
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.routing.record import RecordKind, Routing
@@ -66,8 +68,9 @@ class Model:
         generation: GenerationDefaults | None = None,
         chat_template: str | None = None,
         notes: Sequence[str] = (),
+        kv: KVType = "bf16",
     ) -> None:
-        self.decoder, self.tokenizer = decoder, tokenizer
+        self.decoder, self.tokenizer, self.kv = decoder, tokenizer, checked_kv(kv)
         self._runner = runner_of(decoder)
         self.generation = generation or GenerationDefaults()
         self.notes = tuple(notes)
@@ -131,7 +134,7 @@ class Model:
             yield from naive_generate(self.decoder, ids, sampler, **limits)
             return
         # the cached sequence of the last turn goes to one stream at a time; a second one begins its own
-        sequence, self._idle = self._idle or CachedSequence(self._runner), None
+        sequence, self._idle = self._idle or CachedSequence(self._runner, self.kv), None
         try:
             yield from cached_generate(sequence, ids, sampler, **limits)
         finally:
@@ -222,6 +225,7 @@ def load(
     device: str = "cpu",
     backend: str = "auto",
     threads: int | None = None,
+    kv: str = "bf16",
     chat_template: str | None = None,
     report: Callable[[str], Progress] | None = None,
 ) -> Model:
@@ -229,10 +233,10 @@ def load(
 
     `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
     model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels, for packed models), `auto` the
-    best there is; `threads` compute (None: one a core). `report` is told what is being done and returns where its
-    progress goes.
+    best there is; `threads` compute (None: one a core). `kv` is how keys and values of earlier tokens are kept: `bf16`,
+    or `int8` in half the memory. `report` is told what is being done and returns where its progress goes.
     """
-    chosen, place = chosen_dtype(dtype), chosen_device(device)
+    chosen, place, pages = chosen_dtype(dtype), chosen_device(device), checked_kv(kv)
     path = resolve(str(model), report)
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer()
@@ -244,7 +248,7 @@ def load(
         decoder = load_decoder(checkpoint, dtype=chosen, device=place, kernels=kernels, progress=progress)
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
-    return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes)
+    return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes, kv=pages)
 
 
 def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:

@@ -55,6 +55,7 @@ def command(
     ] = None,
     backend: o.Backend = "auto",
     threads: o.Threads = None,
+    kv: o.KV = "bf16",
     json: o.Json = False,
 ) -> None:
     """Measure prefill and decode on random tokens, and the limits of the machine beside them."""
@@ -64,6 +65,7 @@ def command(
     from tenth.api import resolve
     from tenth.commands.progress import progress_bars
     from tenth.engine.sequence import PROMPT_CHUNK
+    from tenth.model.cache import checked_kv
     from tenth.observe.load import measure_loads
     from tenth.observe.speed import measure
     from tenth.observe.speed_report import BenchSettings
@@ -85,6 +87,7 @@ def command(
         batches=_numbers("batch", batch),
         repeat=repeat,
         chunk=PROMPT_CHUNK if chunk is None else chunk,
+        kv=checked_kv(kv),
     )
     with progress_bars(quiet=json) as report:
         path = resolve(model, report)
@@ -149,7 +152,7 @@ def _print(report: BenchReport) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{escape(report.model)}[/bold]  {report.backend}")
+    console.print(f"[bold]{escape(report.model)}[/bold]  {report.backend}, {report.kv} cache")
     console.print(f"  weights  {report.weights_gb:.2f} GB, {report.bits_per_weight:.2f} bits a weight")
     resident = "" if report.rss_gb is None else f", {report.rss_gb:.2f} GB resident at most"
     console.print(f"  load     {report.load_s:.2f} s, first token after {report.first_token_s:.2f} s{resident}")

@@ -34,6 +34,7 @@ def command(
     device: o.Device = "cpu",
     backend: o.Backend = "auto",
     threads: o.Threads = None,
+    kv: o.KV = "bf16",
     json: o.Json = False,
 ) -> None:
     """Talk with a model. In the chat: /help, /experts, /reset; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -62,7 +63,14 @@ def command(
     )
     with progress_bars(quiet=json) as report:
         loaded = load(
-            model, dtype=dtype, device=device, backend=backend, threads=threads, chat_template=source, report=report
+            model,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            threads=threads,
+            kv=kv,
+            chat_template=source,
+            report=report,
         )
     print_notes(loaded)
     session = ChatSession(loaded, system, chosen)

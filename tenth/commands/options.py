@@ -68,6 +68,12 @@ Template = Annotated[
     Path | None,
     typer.Option("--chat-template", help="A Jinja file instead of the model's own template.", rich_help_panel=_MODEL),
 ]
+KV = Annotated[
+    str,
+    typer.Option(
+        "--kv", help="Keys and values in the cache: bf16, or int8 in half the memory.", rich_help_panel=_MODEL
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Experts = Annotated[bool, typer.Option("--experts", help="Print which experts worked, layer by layer.")]
 

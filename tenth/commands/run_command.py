@@ -27,6 +27,7 @@ def command(
     device: o.Device = "cpu",
     backend: o.Backend = "auto",
     threads: o.Threads = None,
+    kv: o.KV = "bf16",
     json: o.Json = False,
 ) -> None:
     """Continue a text, without a chat template."""
@@ -49,6 +50,6 @@ def command(
         stop=stop,
     )
     with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, backend=backend, threads=threads, report=report)
+        loaded = load(model, dtype=dtype, device=device, backend=backend, threads=threads, kv=kv, report=report)
     print_notes(loaded)
     answer_once(loaded.stream(text, routing="full", **chosen), experts=experts, json=json)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tenth.engine.captured import Runner
 from tenth.errors import RequestError
+from tenth.kernels.contract import KVType
 from tenth.model.batch import Batch, Placement, Want
 from tenth.model.cache import KVCache
 from tenth.routing.record import RecordKind, Routing
@@ -26,8 +27,8 @@ class CachedSequence:
     A new list of tokens that begins like the old one keeps the common part: a chat pays for each turn once.
     """
 
-    def __init__(self, decoder: Runner) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Runner, kv: KVType = "bf16") -> None:
+        self.decoder, self.kv = decoder, kv
         self.turn = 0  # counts the restarts: a generation that is no longer the latest must not go on
         self._tokens: list[int] = []
         self._cache = self._grown(0)
@@ -78,7 +79,7 @@ class CachedSequence:
         """A cache of one page for `length` tokens, holding what the present one holds."""
         config, device = self.decoder.config, self.decoder.device
         size = min(max(length, PROMPT_CHUNK), config.context_length)
-        cache = KVCache(config, 1, size, self.decoder.dtype, device, self.decoder.kernels)
+        cache = KVCache(config, 1, size, self.decoder.dtype, device, self.decoder.kernels, self.kv)
         if self._tokens:
             cache.copy_from(self._cache)
         return cache

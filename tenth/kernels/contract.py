@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from tenth.kernels.weight import ExpertTable, Weight
 from tenth.routing.rule import RouteRule
+
+KVType = Literal["bf16", "int8"]
+"""How keys and values lie in pages: `bf16` as numbers of the kernels' own type (bfloat16 with the native ones, the
+model's with the reference), `int8` as signed bytes with a float32 scale for each token and key-value head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class KVLayout:
 
     The second number of each shape counts tokens that lie together: a page of N tokens has N / that many such groups
     in its place. `dtype` is the only type the kernels take (None: any float), `unit` what N must be a multiple of.
+    Scales of int8 pages lie behind what they are for, four bytes each.
     """
 
     keys: tuple[int, ...]
@@ -37,16 +43,25 @@ class KVLayout:
         """The smallest page for so many tokens."""
         return -(-length // self.unit) * self.unit
 
+    def nbytes(self, page_size: int, dtype: torch.dtype = torch.bfloat16) -> int:
+        """Of one page of one layer, keys and values together."""
+        numbers = sum(prod(_pages(1, page_size, part)) for part in (self.keys, self.values))
+        return numbers * (self.dtype or dtype).itemsize
+
     def pools(
         self, pages: int, page_size: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:
         """Room for the keys and values of so many pages, zeroed."""
 
-        def pool(shape: tuple[int, ...]) -> Tensor:
-            first, together, *rest = shape
-            return torch.zeros(pages, first, page_size // together, *rest, dtype=self.dtype or dtype, device=device)
+        def pool(part: tuple[int, ...]) -> Tensor:
+            return torch.zeros(_pages(pages, page_size, part), dtype=self.dtype or dtype, device=device)
 
         return pool(self.keys), pool(self.values)
+
+
+def _pages(pages: int, page_size: int, part: tuple[int, ...]) -> tuple[int, ...]:
+    first, together, *rest = part
+    return (pages, first, page_size // together, *rest)
 
 
 class Kernels(Protocol):
@@ -99,11 +114,15 @@ class Kernels(Protocol):
     def attention(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int], /) -> Tensor:
         """Causal attention within each document `bounds[s]:bounds[s + 1]`; returns T, H, C. It has a gradient."""
 
-    def kv_layout(self, heads: int, size: int, /) -> KVLayout:
-        """How `store` and `paged_attention` want the pages of G heads of size C."""
+    def kv_layout(self, heads: int, size: int, kv: KVType = "bf16", /) -> KVLayout:
+        """How `store` and `paged_attention` want the pages of G heads of size C; they know int8 ones by their type."""
 
     def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor, /) -> None:
-        """Write each token's key and value to its slot (page * page size + offset) of a layer's pools."""
+        """Write each token's key and value to its slot (page * page size + offset) of a layer's pools.
+
+        In int8 pools a number is a whole one, to nearest, times the scale of its token, head and part: the largest
+        magnitude / 127. Magnitudes under 2^-100 are 0; one NaN or infinity makes the scale NaN.
+        """
 
     def paged_attention(
         self,

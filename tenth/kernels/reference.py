@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenth.kernels.contract import KVLayout
+from tenth.kernels.contract import KVLayout, KVType
 from tenth.kernels.weight import ExpertTable, Weight
 from tenth.routing.rule import RouteRule
 
 name = "reference"
+
+_SCALE = 4
+"""Bytes of a scale."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -102,15 +105,37 @@ def attention(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, bounds: Sequence[int]
     return torch.cat([_attend(q_THC[span], k_TGC[span], v_TGC[span]) for span in spans])
 
 
-def kv_layout(heads: int, size: int) -> KVLayout:
-    """Rows of tokens: P, 1, N, G, C."""
-    return KVLayout((1, 1, heads, size), (1, 1, heads, size))
+def kv_layout(heads: int, size: int, kv: KVType = "bf16") -> KVLayout:
+    """Rows of tokens: P, 1, N, G, C; of int8 ones P, 1, N, G, C + 4, the last four bytes the scale."""
+    if kv == "bf16":
+        return KVLayout((1, 1, heads, size), (1, 1, heads, size))
+    return KVLayout((1, 1, heads, size + _SCALE), (1, 1, heads, size + _SCALE), torch.int8)
 
 
 def store(k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
     """Write each token's key and value to its slot."""
     for pool, part in ((keys, k_TGC), (values, v_TGC)):
-        pool.flatten(0, 2)[slots_T] = part.to(pool.dtype)
+        pool.flatten(0, 2)[slots_T] = _quantised(part) if pool.dtype == torch.int8 else part.to(pool.dtype)
+
+
+def _quantised(x_TGC: Tensor) -> Tensor:
+    """Bytes (T, G, C + 4): each row of C numbers rounded to nearest, and its scale."""
+    x_TGC = x_TGC.float()
+    most_TG1 = x_TGC.abs().amax(-1, keepdim=True)
+    finite_TG1 = x_TGC.isfinite().all(-1, keepdim=True)
+    some_TG1 = finite_TG1 & (most_TG1 > 2.0**-100)
+    # torch takes `127 / most` for 127 times the reciprocal, which is another number now and then
+    whole_TGC = (x_TGC * (torch.full_like(most_TG1, 127) / most_TG1)).round().where(some_TG1, 0)
+    scale_TG1 = (most_TG1 / 127).where(some_TG1, 0).where(finite_TG1, torch.nan)
+    return torch.cat((whole_TGC.to(torch.int8), scale_TG1.view(torch.int8)), -1)
+
+
+def _numbers(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a pool as they were stored."""
+    if rows.dtype != torch.int8:
+        return rows.to(dtype)
+    scale = rows[..., -_SCALE:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+    return (rows[..., :-_SCALE] * scale).to(dtype)
 
 
 def paged_attention(
@@ -126,7 +151,7 @@ def paged_attention(
     for (start, end), table, length in zip(pairwise(bounds), pages, lengths, strict=True):
         # one page is a slice of the pool, not a copy
         k_LGC, v_LGC = (
-            (pool[table[0], 0] if len(table) == 1 else pool[table].flatten(0, 2))[:length].to(q_THC.dtype)
+            _numbers((pool[table[0], 0] if len(table) == 1 else pool[table].flatten(0, 2))[:length], q_THC.dtype)
             for pool in (keys, values)
         )
         out.append(_attend(q_THC[start:end], k_LGC, v_LGC))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
 from tenth.kernels import reference
-from tenth.kernels.contract import Kernels
+from tenth.kernels.contract import Kernels, KVLayout, KVType
 from tenth.model.batch import Placement, edges
 from tenth.model.config import ModelConfig
+
+KV_TYPES: tuple[str, ...] = get_args(KVType)
 
 
 class KVCache:
@@ -23,11 +27,20 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         kernels: Kernels = reference,
+        kv: KVType = "bf16",
     ) -> None:
-        """Pages hold `page_size` tokens, or a few more where the kernels' layout asks for whole groups."""
-        layout = kernels.kv_layout(config.num_kv_heads, config.head_dim)
-        self.pages, self.page_size = pages, layout.padded(page_size)
+        """Pages hold `page_size` tokens, or a few more where the kernels' layout asks for whole groups.
+
+        `kv` is `bf16` (or `dtype`, with kernels that take any) or `int8`; RequestError for anything else.
+        """
+        layout = _layout(config, kernels, kv)
+        self.pages, self.page_size, self.kv = pages, layout.padded(page_size), kv
         self._layers = [layout.pools(pages, self.page_size, dtype, device) for _ in range(config.num_layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pages."""
+        return sum(pool.nbytes for pools in self._layers for pool in pools)
 
     def pools(self, layer: int) -> tuple[Tensor, Tensor]:
         """All pages of one layer: keys and values, in the kernels' layout."""
@@ -44,17 +57,43 @@ class KVCache:
             if not 0 < length <= len(table) * self.page_size:
                 raise RequestError(f"a document of {length} tokens is placed in {len(table)} pages of {self.page_size}")
 
+    def copy_from(self, smaller: KVCache) -> None:
+        """Take over the first page of a cache of the same kind with shorter pages."""
+        for mine, theirs in zip(self._layers, smaller._layers, strict=True):
+            for pool, part in zip(mine, theirs, strict=True):
+                pool[0, :, : part.shape[2]] = part[0]
+
     def copy_page(self, source: int, target: int) -> None:
-        """Give a page what another one holds, in all layers."""
+        """Make one page, in all layers, what another is: for a sequence that goes on in two ways."""
         for pools in self._layers:
             for pool in pools:
                 pool[target] = pool[source]
 
-    def copy_from(self, smaller: KVCache) -> None:
-        """Take over the first page of a cache with shorter pages."""
-        for mine, theirs in zip(self._layers, smaller._layers, strict=True):
-            for pool, part in zip(mine, theirs, strict=True):
-                pool[0, :, : part.shape[2]] = part[0]
+
+def bytes_per_page(
+    config: ModelConfig,
+    page_size: int,
+    kv: KVType = "bf16",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    kernels: Kernels = reference,
+) -> int:
+    """Memory of one page in all layers, as `KVCache` would have it."""
+    layout = _layout(config, kernels, kv)
+    return config.num_layers * layout.nbytes(layout.padded(page_size), dtype)
+
+
+def checked_kv(kv: str) -> KVType:
+    """The name of a type of pages; RequestError for another."""
+    if kv == "int8":
+        return "int8"
+    if kv == "bf16":
+        return "bf16"
+    raise RequestError(f"kv is {kv!r:.40}, it must be one of {', '.join(KV_TYPES)}")
+
+
+def _layout(config: ModelConfig, kernels: Kernels, kv: KVType) -> KVLayout:
+    return kernels.kv_layout(config.num_kv_heads, config.head_dim, checked_kv(kv))
 
 
 def _within(ids: Tensor, end: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tenth.engine.captured import runner_of
 from tenth.errors import MachineError
+from tenth.kernels.contract import KVType
 from tenth.model.batch import Batch, Output, Placement, Want
 from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
@@ -20,11 +21,11 @@ from tenth.routing.record import RecordKind
 class Sequences:
     """`count` sequences with room for `length` tokens each: sequence s has page s of the cache."""
 
-    def __init__(self, decoder: Decoder, count: int, length: int) -> None:
+    def __init__(self, decoder: Decoder, count: int, length: int, kv: KVType = "bf16") -> None:
         self.count = count
         self._runner = runner_of(decoder)  # its own: what it captures goes when the cache goes
         try:
-            self.cache = KVCache(decoder.config, count, length, decoder.dtype, decoder.device, decoder.kernels)
+            self.cache = KVCache(decoder.config, count, length, decoder.dtype, decoder.device, decoder.kernels, kv)
         except (RuntimeError, TypeError):  # what torch raises where memory cannot be had, or not even be counted
             raise MachineError(f"there is no memory for the cache of {count} sequences of {length} tokens") from None
         # numpy: a step between steps takes a fraction of torch's time to set up

@@ -61,6 +61,7 @@ def measure(
     return BenchReport(
         model=str(path),
         backend=describe(kernels),
+        kv=settings.kv,
         load_s=loaded - start,
         first_token_s=first - start,
         rss_gb=_resident_gb(),
@@ -117,7 +118,7 @@ class _Bench:
         """What is measured with one number of sequences, in one cache that goes when it is done."""
         s = self._settings
         behind = max(s.prompt if prefill else 0, s.generate if decode else 0)
-        sequences = Sequences(self._decoder, batch, depths[-1] + behind)
+        sequences = Sequences(self._decoder, batch, depths[-1] + behind, s.kv)
         filled = 0
         for depth in depths:
             sequences.fill(self._tokens(batch, depth - filled), filled, s.chunk)

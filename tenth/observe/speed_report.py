@@ -8,6 +8,7 @@ from typing import Literal
 
 from tenth.engine.sequence import PROMPT_CHUNK
 from tenth.errors import RequestError
+from tenth.kernels.contract import KVType
 from tenth.model.config import ModelConfig
 
 
@@ -16,7 +17,8 @@ class BenchSettings:
     """What to measure: a prompt of `prompt` tokens and `generate` steps of decoding, each `repeat` times.
 
     Both behind each of `depths` earlier tokens, decoding with the smallest of `batches`; with the other batches at the
-    smallest depth. `chunk` tokens of a prompt go through the network at once. RequestError for what cannot be.
+    smallest depth. `chunk` tokens of a prompt go through the network at once. `kv` is the type of the cache's pages.
+    RequestError for what cannot be.
     """
 
     prompt: int = 512
@@ -25,6 +27,7 @@ class BenchSettings:
     batches: tuple[int, ...] = (1, 4, 8, 16)
     repeat: int = 5
     chunk: int = PROMPT_CHUNK
+    kv: KVType = "bf16"
 
     def __post_init__(self) -> None:
         for name in ("prompt", "generate", "repeat", "chunk"):
@@ -75,12 +78,13 @@ class BenchReport:
     """All figures of a model. GB are 10^9 bytes; GOPS 10^9 operations a second of all threads, an addition is one.
 
     `first_token_s` begins with the loading and ends with the logits behind one token. `rss_gb` is the most memory that
-    was resident, mapped weights included. `float_gops` is the better of bfloat16 and float32. None is what does not
-    apply, or what this system does not say.
+    was resident, mapped weights included. `kv` is the type of the cache's pages. `float_gops` is the better of bfloat16
+    and float32. None is what does not apply, or what this system does not say.
     """
 
     model: str
     backend: str
+    kv: KVType
     load_s: float
     first_token_s: float
     rss_gb: float | None

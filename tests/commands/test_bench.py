@@ -24,6 +24,7 @@ if not built():
 REPORT = {
     "model": str,
     "backend": str,
+    "kv": str,
     "load_s": float,
     "first_token_s": float,
     "rss_gb": float,

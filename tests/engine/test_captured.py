@@ -17,11 +17,12 @@ from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import MachineError, RequestError
 from tenth.kernels.choice import choose_kernels
+from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.capture import CapturedPlan
 from tenth.kernels.cpu.machine import instruction_sets
 from tenth.kernels.packed import PackedFormat
 from tenth.model.batch import Batch, Output, Placement, Want
-from tenth.model.cache import KVCache
+from tenth.model.cache import KV_TYPES, KVCache
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.model.preset import preset
@@ -29,7 +30,7 @@ from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 from tenth.weights.synthetic import write_synthetic
 
-PAGE = 32
+PAGE = 64
 HEADS = (16, 32)  # channels: tiles of AMX take the second
 
 
@@ -71,29 +72,32 @@ def _step(run: Callable[..., Output], cache: KVCache, documents: Sequence[tuple[
     return run(batch, cache, want)
 
 
-def _cache(config: ModelConfig, runner: Runner) -> KVCache:
-    return KVCache(config, 12, PAGE, torch.bfloat16, kernels=runner.kernels)
+def _cache(config: ModelConfig, runner: Runner, kv: KVType = "bf16") -> KVCache:
+    return KVCache(config, 12, PAGE, torch.bfloat16, kernels=runner.kernels, kv=kv)
 
 
 def _drawn(count: int, seed: int) -> list[int]:
     return torch.randint(0, 512, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+@pytest.mark.parametrize("kv", KV_TYPES)
 @torch.inference_mode()
-def test_any_company_any_chunks_the_same_bits(decoder: Decoder) -> None:
+def test_any_company_any_chunks_the_same_bits(decoder: Decoder, kv: KVType) -> None:
     """Two documents: whole by the decoder, then captured in pieces, alone and together, in one growing plan."""
     texts = [_drawn(70, 1), _drawn(41, 2)]
     pages = [list(range(11, 6, -1)), list(range(3))]
     whole = []
     for text, own in zip(texts, pages, strict=True):
         whole.append(
-            _step(decoder, _cache(decoder.config, decoder), [(_Document(text, own), len(text))], Want(routing="full"))
+            _step(
+                decoder, _cache(decoder.config, decoder, kv), [(_Document(text, own), len(text))], Want(routing="full")
+            )
         )
     runner = runner_of(decoder)
     assert isinstance(runner, CapturedDecoder)
     for pieces in ([(1, 1)] * 5 + [(3, 17), (40, 1), (22, 18)], [(70, 0), (0, 41)], [(35, 41), (35, 0)]):
         documents = [_Document(text, own) for text, own in zip(texts, pages, strict=True)]
-        cache = _cache(decoder.config, runner)
+        cache = _cache(decoder.config, runner, kv)
         for counts in pieces:
             before = [document.seen for document in documents]
             now = [(document, count) for document, count in zip(documents, counts, strict=True) if count]
@@ -221,10 +225,10 @@ def test_only_the_wanted_rows_go_through_the_head(decoder: Decoder, monkeypatch:
 @pytest.mark.parametrize(
     ("words", "change"),
     [
-        ("names slots outside the cache's, 0 to 383", {"slots_T": torch.tensor([0, 1, 384])}),
+        ("names slots outside the cache's, 0 to 767", {"slots_T": torch.tensor([0, 1, 768])}),
         ("names slots outside", {"slots_T": torch.tensor([0, -1, 2])}),
         ("names pages outside the cache's, 0 to 11", {"pages": (torch.tensor([12]),)}),
-        ("a document of 33 tokens is placed in 1 pages of 32", {"lengths": (33,)}),
+        ("a document of 65 tokens is placed in 1 pages of 64", {"lengths": (65,)}),
         ("slots_T is int32, it must be int64", {"slots_T": torch.tensor([0, 1, 2], dtype=torch.int32)}),
         ("pages is int16, it must be int64", {"pages": (torch.tensor([0], dtype=torch.int16),)}),
     ],

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 
 from tenth.errors import RequestError
+from tenth.kernels import reference
+from tenth.kernels.choice import describe
+from tenth.kernels.contract import Kernels, KVType
+from tenth.kernels.cpu.machine import machine
+from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Placement, Want
-from tenth.model.cache import KVCache
+from tenth.model.cache import KV_TYPES, KVCache, bytes_per_page
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
 from tenth.routing.record import Routing
@@ -121,6 +127,40 @@ def test_cache_in_scattered_pages_equals_the_whole(decoder: Decoder) -> None:
             seen[s] += sizes[s]
     for s in (0, 1):
         torch.testing.assert_close(torch.cat(got[s]), whole[s], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kv", "near"), [("bf16", 1e-5), ("int8", 0.1)])
+def test_a_copied_page_is_the_page_in_all_layers(decoder: Decoder, kv: KVType, near: float) -> None:
+    """A sequence that goes on in two ways: its page is copied, and each way has its own."""
+    first, ways = _random(5, 6), (_random(2, 7), _random(2, 8))
+    cache = KVCache(CONFIG, pages=3, page_size=7, dtype=torch.float32, kv=kv)
+
+    def show(tokens: torch.Tensor, start: int, page: int) -> torch.Tensor:
+        place = torch.arange(start, start + len(tokens))
+        placement = Placement(page * 7 + place, (torch.tensor([page]),), (start + len(tokens),))
+        return decoder(replace(Batch.of([tokens]), positions_T=place, placement=placement), cache).logits_NV
+
+    show(first, 0, 1)
+    cache.copy_page(1, 2)
+    apart = [show(way, 5, page) for way, page in zip(ways, (1, 2), strict=True)]
+    for way, logits in zip(ways, apart, strict=True):
+        torch.testing.assert_close(
+            logits, decoder(Batch.of([torch.cat((first, way))])).logits_NV[5:], atol=near, rtol=0
+        )
+
+
+@pytest.mark.parametrize("kernels", [reference, CpuKernels(machine(1))], ids=describe)
+@pytest.mark.parametrize("kv", KV_TYPES)
+def test_a_page_s_bytes_are_known_before_it_is_there(kernels: Kernels, kv: KVType) -> None:
+    config = replace(CONFIG, head_dim=32)
+    for page_size in (1, 64, 100):
+        cache = KVCache(config, 3, page_size, torch.bfloat16, kernels=kernels, kv=kv)
+        page = bytes_per_page(config, page_size, kv, kernels=kernels)
+        assert cache.nbytes == 3 * page
+        token = config.num_layers * config.num_kv_heads * 2 * (32 + 4 if kv == "int8" else 2 * 32)
+        assert page == cache.page_size * token
+    with pytest.raises(RequestError, match="kv is 'int4', it must be one of bf16, int8"):
+        bytes_per_page(config, 64, cast(KVType, "int4"))
 
 
 def _step(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tenth.kernels.choice import choose_kernels
+from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.machine import built, instruction_sets, machine, usable_cpus
 from tenth.kernels.packed import PackedFormat
 from tenth.model.config import ModelConfig
@@ -53,25 +54,30 @@ def step_bytes(index: PackedIndex, config: ModelConfig, routing: Routing) -> int
     return total
 
 
-def cache_bytes(config: ModelConfig, sequences: int, length: int) -> int:
-    """Keys lie in groups of 16 tokens, values in pairs."""
+def cache_bytes(config: ModelConfig, sequences: int, length: int, kv: KVType) -> int:
+    """Keys lie in groups of 16 tokens, values in pairs; as bytes both with their scales in groups of 64."""
+    heads = sequences * config.num_layers * config.num_kv_heads
+    if kv == "int8":
+        return heads * 2 * (config.head_dim + 4) * -(-length // 64) * 64
     tokens = -(-length // 16) * 16 + -(-length // 2) * 2
-    return sequences * config.num_layers * config.num_kv_heads * config.head_dim * 2 * tokens
+    return heads * config.head_dim * 2 * tokens
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("batch", "kv"), [(1, "bf16"), (3, "bf16"), (3, "int8")])
 @pytest.mark.parametrize("form", ["int4-g32", "int8-g32", "fp32"])
 @pytest.mark.parametrize("config", [TINY, SHARED], ids=["tiny", "shared"])
-def test_a_walk_reads_the_bytes_of_the_step(config: ModelConfig, form: str, batch: int, tmp_path: Path) -> None:
+def test_a_walk_reads_the_bytes_of_the_step(
+    config: ModelConfig, form: str, batch: int, kv: KVType, tmp_path: Path
+) -> None:
     decoder, index = loaded(tmp_path / "model", config, form)
-    sequences = Sequences(decoder, batch, 20)
+    sequences = Sequences(decoder, batch, 20, kv)
     tokens_BT = torch.randint(config.vocab_size, (batch, 19))
     sequences.show(tokens_BT, 0)
     routing = sequences.show(tokens_BT[:, :1], 19, "choice").routing
     assert routing is not None
     walk = StepWalk(machine(1))
     read_step(walk, decoder, routing, sequences.cache, 20)
-    assert walk.nbytes == step_bytes(index, config, routing) + cache_bytes(config, batch, 20)
+    assert walk.nbytes == step_bytes(index, config, routing) + cache_bytes(config, batch, 20, kv)
     assert walk.run() > 0
 
 

@@ -5,7 +5,7 @@ from typing import overload
 
 Row = tuple[int, int]
 LinearOut = tuple[Matrix, int, int, int]
-KvView = tuple[int, int, int, int, int, int]
+KvView = tuple[int, int, bool, int, int, int, int]
 Heads = tuple[int, int, int, int, int, int]
 
 def instruction_sets() -> list[str]: ...

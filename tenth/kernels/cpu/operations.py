@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 import tenth.kernels.cpu._native as _native
 from tenth.errors import WeightsError
 from tenth.kernels import reference
-from tenth.kernels.contract import KVLayout
+from tenth.kernels.contract import KVLayout, KVType
 from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current
 from tenth.kernels.cpu.documents import Documents, slots_of
 from tenth.kernels.packed import SUPERBLOCK, TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
@@ -27,6 +27,7 @@ from tenth.routing.rule import RouteRule
 
 _FP32 = PackedFormat(32)
 _NONE = (0, 0)  # no rows
+_BLOCK, _SCALE = 64, 4  # tokens of a block of int8 pages; bytes of each one's scale
 
 
 class CpuKernels:
@@ -176,10 +177,16 @@ class CpuKernels:
         self._do(emit, (q_THC, k_TGC, cos_TC, sin_TC), outs)
         return outs
 
-    def kv_layout(self, heads: int, size: int) -> KVLayout:
-        """bfloat16; keys as chunks of 16 tokens by 2 channels, values as chunks of 16 channels by 2 tokens."""
+    def kv_layout(self, heads: int, size: int, kv: KVType = "bf16") -> KVLayout:
+        """bfloat16: keys as chunks of 16 tokens by 2 channels, values as chunks of 16 channels by 2 tokens.
+
+        Bytes: by 4 channels and by 4 tokens, and behind those of 64 tokens their scales.
+        """
         assert size % 16 == 0, "checked when the kernels are chosen"
-        # 32: what a tile of AMX takes; the same everywhere, so that a page's size never changes the arithmetic
+        # 32, 64: what a tile of AMX takes; the same everywhere, so that a page's size never changes the arithmetic
+        if kv == "int8":
+            block = (heads, _BLOCK, _BLOCK * (size + _SCALE))
+            return KVLayout(block, block, torch.int8, unit=_BLOCK)
         return KVLayout((heads, 16, size // 2, 16, 2), (heads, 2, size, 2), torch.bfloat16, unit=32)
 
     def store(self, k_TGC: Tensor, v_TGC: Tensor, keys: Tensor, values: Tensor, slots_T: Tensor) -> None:
@@ -340,10 +347,14 @@ def _kind(tensor: Tensor) -> int:
     return KINDS.index(kind)
 
 
-def _kv_view(keys: Tensor, values: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Addresses, page size, heads, head size and page stride of one layer's pools."""
-    heads, groups, _, lanes, _ = keys.shape[1:]
-    return keys.data_ptr(), values.data_ptr(), groups * lanes, heads, values.shape[3], keys.stride(0)
+def _kv_view(keys: Tensor, values: Tensor) -> _native.KvView:
+    """Addresses, whether they are bytes, page size, heads, head size and page stride (bytes) of one layer's pools."""
+    heads, groups = keys.shape[1:3]
+    int8 = keys.dtype == torch.int8
+    page_size = groups * (_BLOCK if int8 else keys.shape[4])
+    size = keys.shape[3] // _BLOCK - _SCALE if int8 else values.shape[3]
+    stride = keys.stride(0) * keys.element_size()
+    return keys.data_ptr(), values.data_ptr(), int8, page_size, heads, size, stride
 
 
 def _float32(bias: Tensor | None) -> Tensor | None:

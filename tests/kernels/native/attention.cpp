@@ -1,5 +1,6 @@
 // The cache and attention against double precision, and their bits against themselves: however a prompt is cut, whoever
-// shares the step, on any number of threads and any instruction set. Argument: how many rounds of random shapes.
+// shares the step, on any number of threads and any instruction set. Each with pages of bfloat16 and of bytes.
+// Argument: how many rounds of random shapes.
 #include <algorithm>
 #include <cstdlib>
 #include <map>
@@ -22,6 +23,23 @@ float rounded(float x) {  // to bfloat16, nearest even
   return x;
 }
 
+enum class Kind { kFloats, kHalves, kBytes };  // what is multiplied: the first two of bfloat16 pages
+constexpr Kind kKinds[] = {Kind::kFloats, Kind::kHalves, Kind::kBytes};
+
+std::string name_of(Kind kind) {
+  return kind == Kind::kBytes ? "int8 attention " : kind == Kind::kHalves ? "bfloat16 attention " : "attention ";
+}
+
+// a head's key or value as a cache keeps it: of bytes, whole numbers times the largest magnitude / 127
+std::vector<float> kept(const float* x, int size, Kind kind) {
+  std::vector<float> y(x, x + size);
+  float most = 0;
+  for (const float v : y) most = std::max(most, std::fabs(v));
+  for (float& v : y)
+    v = kind != Kind::kBytes ? rounded(v) : most ? std::nearbyint(v * (127.0f / most)) * (most / 127.0f) : 0.0f;
+  return y;
+}
+
 struct Shape {
   int size, kv_heads, group, page_size;
   std::vector<int> lengths;
@@ -37,12 +55,12 @@ struct Shape {
   }
 };
 
-Shape random_shape(Random& random, bool deep) {
+Shape random_shape(Random& random, bool deep, Kind kind) {
   Shape s;
   s.size = random.one_of({16, 32, 48, 64, 80, 96, 128, 256});
   s.kv_heads = random.integer(1, 2);
   s.group = random.one_of({1, 2, 3, 4, 5, 6, 7, 8, 16});
-  s.page_size = random.one_of({32, 64, 96, 160, 256});
+  s.page_size = kind == Kind::kBytes ? random.one_of({64, 128, 192}) : random.one_of({32, 64, 96, 160, 256});
   if (deep) {
     s.lengths = {random.integer(1025, random.one_of({1200, 5000})), random.integer(1, 90)};
     s.skip = s.lengths[0] - random.integer(1, 60);
@@ -63,11 +81,11 @@ struct Inputs {
 
 // a pool of pages in no order, full of NaN
 struct Cache {
-  std::vector<uint16_t> keys, values;
+  std::vector<uint8_t> keys, values;
   std::vector<std::vector<int64_t>> pages;
   tenth::KvView view;
 
-  Cache(Random& random, const Shape& s) {
+  Cache(Random& random, const Shape& s, Kind kind) {
     int count = 1;
     for (const int n : s.lengths) count += (n + s.page_size - 1) / s.page_size + 1;
     std::vector<int64_t> order(count);
@@ -78,19 +96,20 @@ struct Cache {
       pages.emplace_back(order.end() - needs, order.end());
       order.resize(order.size() - needs);
     }
-    const int64_t stride = (int64_t)s.kv_heads * s.page_size * s.size + 32;
-    keys.assign(stride * count, 0xffff);
+    const bool int8 = kind == Kind::kBytes;
+    const int64_t stride = (int64_t)s.kv_heads * s.page_size * (int8 ? s.size + 4 : 2 * s.size) + 64;
+    keys.assign(stride * count, 0xff);
     values = keys;
-    view = {keys.data(), values.data(), s.page_size, s.kv_heads, s.size, stride};
+    view = {keys.data(), values.data(), int8, s.page_size, s.kv_heads, s.size, stride};
   }
 };
 
 // each document advances by cut(document, done, length) tokens a step until all are through; returns all outputs
 template <class Cut>
-std::vector<float> run(const Machine& machine, const Shape& s, const Inputs& in, bool halves, uint64_t seed,
+std::vector<float> run(const Machine& machine, const Shape& s, const Inputs& in, Kind kind, uint64_t seed,
                        const Cut& cut) {
   Random random(seed);
-  Cache cache(random, s);
+  Cache cache(random, s, kind);
   const int documents = (int)s.lengths.size(), q_row = s.heads() * s.size, kv_row = s.kv_heads * s.size;
   std::vector<int> start(documents), done(documents, 0);
   std::exclusive_scan(s.lengths.begin(), s.lengths.end(), start.begin(), 0);
@@ -132,15 +151,16 @@ std::vector<float> run(const Machine& machine, const Shape& s, const Inputs& in,
     machine.run(machine.ops->attention,
                 tenth::AttentionArgs{tokens, s.heads(), q.data(), q_row, cache.view, documents, bounds.data(),
                                      lengths.data(), table.data(), (int64_t)most_pages, 1.0f / std::sqrt((float)s.size),
-                                     halves, y.data(), q_row});
+                                     kind == Kind::kHalves, y.data(), q_row});
     for (const auto& [to, from] : rows)
       std::copy(y.begin() + (size_t)from * q_row, y.begin() + (size_t)(from + 1) * q_row,
                 all.begin() + (size_t)to * q_row);
   }
 }
 
-// the largest error of some rows, in units of what such sums may lose in float32, or of terms rounded to bfloat16
-double error(const Shape& s, const Inputs& in, const std::vector<float>& y, bool halves, Random& random) {
+// the largest error of some rows, in units of what such sums may lose in float32, or of terms rounded to bfloat16, or
+// of whole numbers: a query's of 16 bits, and weights' of 14 in each block of 64 keys
+double error(const Shape& s, const Inputs& in, const std::vector<float>& y, Kind kind, Random& random) {
   double worst = 0;
   int start = 0;
   for (const int length : s.lengths) {
@@ -148,32 +168,48 @@ double error(const Shape& s, const Inputs& in, const std::vector<float>& y, bool
       for (int h = 0; h < s.heads(); h += random.integer(1, 4)) {
         const float* q = &in.q[((size_t)(start + t) * s.heads() + h) * s.size];
         auto row = [&](const std::vector<float>& x, int key) {
-          return &x[((size_t)(start + key) * s.kv_heads + h / s.group) * s.size];
+          return kept(&x[((size_t)(start + key) * s.kv_heads + h / s.group) * s.size], s.size, kind);
         };
+        double most_q = 0;
+        for (int c = 0; c < s.size; ++c) most_q = std::max(most_q, (double)std::fabs(q[c]));
         std::vector<double> score(t + 1), out(s.size), size(s.size);
         double most = -INFINITY, total = 0, terms = 0;
         for (int key = 0; key <= t; ++key) {
           double sum = 0;
+          const std::vector<float> k = row(in.k, key);
           for (int c = 0; c < s.size; ++c) {
-            const double term = (double)q[c] * rounded(row(in.k, key)[c]) / std::sqrt((double)s.size);
+            const double term = (double)q[c] * k[c] / std::sqrt((double)s.size);
             score[key] += term;
-            sum += std::fabs(term);
+            sum += kind == Kind::kBytes ? most_q * std::fabs(k[c]) / std::sqrt((double)s.size) : std::fabs(term);
           }
           terms = std::max(terms, sum);
           most = std::max(most, score[key]);
         }
+        double whole = 0, part = 0, keys = 0;  // what the weights of a block may be off by, times the largest value
         for (int key = 0; key <= t; ++key) {
           const double p = std::exp(score[key] - most);
+          const std::vector<float> v = row(in.v, key);
           total += p;
+          double most_v = 0;
           for (int c = 0; c < s.size; ++c) {
-            out[c] += p * rounded(row(in.v, key)[c]);
-            size[c] += p * std::fabs(rounded(row(in.v, key)[c]));
+            out[c] += p * v[c];
+            size[c] += p * std::fabs(v[c]);
+            most_v = std::max(most_v, (double)std::fabs(v[c]));
+          }
+          part = std::max(part, p * most_v);
+          keys += 1;
+          if (key % 64 == 63 || key == t) {
+            whole += part * keys * 0.6 / 16383;
+            part = keys = 0;
           }
         }
         for (int c = 0; c < s.size; ++c) {
           const double off = std::fabs(y[((size_t)(start + t) * s.heads() + h) * s.size + c] - out[c] / total);
           // an error of the score is a relative one of the weight
-          const double allowed = (halves ? 4e-3 + 4e-3 * terms : 1e-6 + 2e-7 * terms) * size[c] / total;
+          const double relative = kind == Kind::kFloats  ? 1e-6 + 2e-7 * terms
+                                  : kind == Kind::kHalves ? 4e-3 + 4e-3 * terms
+                                                          : 1e-6 + 0.6 / 32258 * terms;
+          const double allowed = relative * size[c] / total + (kind == Kind::kBytes ? whole / total : 0);
           worst = std::max(worst, off <= allowed ? off / allowed : off > allowed ? off / allowed : 1e30);
         }
       }
@@ -182,21 +218,21 @@ double error(const Shape& s, const Inputs& in, const std::vector<float>& y, bool
   return worst;
 }
 
-void shape_checks(Random& random, const std::vector<Machine>& all, bool deep, bool halves) {
-  const Shape s = random_shape(random, deep);
+void shape_checks(Random& random, const std::vector<Machine>& all, bool deep, Kind kind) {
+  const Shape s = random_shape(random, deep, kind);
   const Inputs in(random, s);
   const uint64_t seed = random.engine();
-  const std::string name = (halves ? "bfloat16 attention " : "attention ") + s.name();
+  const std::string name = name_of(kind) + s.name();
   std::map<std::string, std::vector<float>> whole;  // of each set; but for bfloat16 products they all agree
   for (const Machine& machine : all) {
-    const std::string set = halves ? machine.ops->name : "all";
+    const std::string set = kind == Kind::kHalves ? machine.ops->name : "all";
     if (!whole.count(set)) {
-      whole[set] = run(machine, s, in, halves, seed, [](int, int, int length) { return length; });
-      const double worst = error(s, in, whole[set], halves, random);
+      whole[set] = run(machine, s, in, kind, seed, [](int, int, int length) { return length; });
+      const double worst = error(s, in, whole[set], kind, random);
       check::report(name + " on " + set, worst <= 1, "error " + std::to_string(worst) + " of what is allowed");
     }
     auto same = [&](const char* how, const auto& cut) {
-      if (!check::same_bits(whole[set], run(machine, s, in, halves, random.engine(), cut)))
+      if (!check::same_bits(whole[set], run(machine, s, in, kind, random.engine(), cut)))
         check::report("same bits, " + std::string(how) + ", on " + machine.name, false, name);
     };
     same("whole", [](int, int, int length) { return length; });
@@ -206,10 +242,10 @@ void shape_checks(Random& random, const std::vector<Machine>& all, bool deep, bo
 }
 
 // a token that is not a number spoils itself and those that look at it, and nothing else
-void odd_numbers(Random& random, const std::vector<Machine>& all, bool halves) {
+void odd_numbers(Random& random, const std::vector<Machine>& all, Kind kind) {
   for (const int where : {0, 1, 2})
     for (const float odd : {NAN, INFINITY, -INFINITY}) {
-      const Shape s{64, 2, 3, 32, {45, 10}};
+      const Shape s{64, 2, 3, 64, {45, 10}};
       Inputs in(random, s);
       const Inputs clean_in = in;
       const int token = random.integer(1, 43);
@@ -222,21 +258,20 @@ void odd_numbers(Random& random, const std::vector<Machine>& all, bool halves) {
           (where == 1 ? in.k : in.v)[((size_t)token * s.kv_heads + h) * s.size + 5] = odd;
       bool good = true;
       for (const Machine& machine : all) {
-        const std::vector<float> clean = run(machine, s, clean_in, halves, 1, whole);
-        const std::vector<float> y = run(machine, s, in, halves, 2, whole);
+        const std::vector<float> clean = run(machine, s, clean_in, kind, 1, whole);
+        const std::vector<float> y = run(machine, s, in, kind, 2, whole);
         for (size_t i = 0; i < y.size(); ++i) {
           const int t = (int)(i / row), c = (int)(i % s.size), h = (int)(i % row) / s.size;
           const bool later = t >= token && t < s.lengths[0];
           if (!later || (where == 0 && (t != token || h != 0)))
             good &= std::memcmp(&y[i], &clean[i], 4) == 0;
-          else if (where == 0 || (where == 2 && c == 5) || (where == 1 && std::isnan(odd)))
+          else if (kind == Kind::kBytes || where == 0 || (where == 2 && c == 5) || (where == 1 && std::isnan(odd)))
             good &= !std::isfinite(y[i]);
         }
-        good &= check::same_bits(y, run(machine, s, in, halves, 3, [](int, int, int) { return 1; }));
+        good &= check::same_bits(y, run(machine, s, in, kind, 3, [](int, int, int) { return 1; }));
       }
       const char* names[] = {"query", "key", "value"};
-      check::report(std::string(halves ? "bfloat16 " : "") + "attention with " + std::to_string(odd) + " in a " +
-                        names[where], good);
+      check::report(name_of(kind) + "with " + std::to_string(odd) + " in a " + names[where], good);
     }
 }
 
@@ -247,7 +282,7 @@ void rounding(Random& random, const std::vector<Machine>& all) {
   std::copy(std::begin(odd), std::end(odd), in.v.begin());
   std::copy(std::begin(odd), std::end(odd), in.k.begin() + 64);
   for (const Machine& machine : all) {
-    Cache cache(random, s);
+    Cache cache(random, s, Kind::kFloats);
     std::vector<int64_t> slots;
     for (int t = 0; t < 37; ++t) slots.push_back(cache.pages[0][t / 16] * 16 + t % 16);
     machine.run(machine.ops->store_kv,
@@ -263,8 +298,9 @@ void rounding(Random& random, const std::vector<Machine>& all) {
             std::memcpy(&x, &bits, 4);
             return x;
           };
-          const float k = wide(cache.keys[page + ((int64_t)(g * 16 + c / 2) * 16 + place) * 2 + c % 2]);
-          const float v = wide(cache.values[page + ((int64_t)(g * 8 + place / 2) * 32 + c) * 2 + place % 2]);
+          auto at_page = [&](const std::vector<uint8_t>& pool) { return (const uint16_t*)(pool.data() + page); };
+          const float k = wide(at_page(cache.keys)[((int64_t)(g * 16 + c / 2) * 16 + place) * 2 + c % 2]);
+          const float v = wide(at_page(cache.values)[((int64_t)(g * 8 + place / 2) * 32 + c) * 2 + place % 2]);
           const size_t at = (size_t)t * 64 + g * 32 + c;
           if (t < 37)
             good &= k == rounded(in.k[at]) && v == rounded(in.v[at]);
@@ -275,6 +311,42 @@ void rounding(Random& random, const std::vector<Machine>& all) {
   }
 }
 
+void rounding_to_bytes(Random& random, const std::vector<Machine>& all) {
+  const Shape s{48, 2, 1, 64, {100}};
+  Inputs in(random, s);
+  const float odd[] = {1e-31f, 0.0f, -0.0f, 1e-40f, 3.4e38f, INFINITY, NAN};
+  for (int i = 0; i < 7; ++i) {  // alone in a head of zeros, and among others
+    std::fill(in.v.begin() + i * 96, in.v.begin() + i * 96 + 48, 0.0f);
+    in.v[i * 96 + 7] = in.k[i * 96 + 50] = odd[i];
+  }
+  for (const Machine& machine : all) {
+    Cache cache(random, s, Kind::kBytes);
+    std::vector<int64_t> slots;
+    for (int t = 0; t < 100; ++t) slots.push_back(cache.pages[0][t / 64] * 64 + t % 64);
+    machine.run(machine.ops->store_kv,
+                tenth::StoreKvArgs{100, in.k.data(), 96, in.v.data(), 96, slots.data(), cache.view});
+    bool good = true;
+    for (int t = 0; t < 100; ++t)
+      for (int g = 0; g < 2; ++g) {
+        const int64_t block = cache.pages[0][t / 64] * cache.view.page_stride + g * 64 * (48 + 4), place = t % 64;
+        auto check = [&](const std::vector<uint8_t>& pool, const float* x, const auto& where) {
+          float most = 0, scale;
+          bool numbers = true;
+          for (int c = 0; c < 48; ++c) numbers &= std::isfinite(x[c]), most = std::max(most, std::fabs(x[c]));
+          std::memcpy(&scale, pool.data() + block + 64 * 48 + place * 4, 4);
+          if (most < 1e-30f) most = 0;
+          good &= numbers ? scale == most / 127.0f : std::isnan(scale);
+          for (int c = 0; c < 48; ++c)
+            good &= (int8_t)pool[block + where(c)] == (numbers && most ? std::nearbyint(x[c] * (127.0f / most)) : 0.0f);
+        };
+        const size_t from = (size_t)t * 96 + g * 48;
+        check(cache.keys, &in.k[from], [&](int c) { return ((place / 16 * 12 + c / 4) * 16 + place % 16) * 4 + c % 4; });
+        check(cache.values, &in.v[from], [&](int c) { return (place / 4 * 48 + c) * 4 + place % 4; });
+      }
+    check::report("store_kv of bytes on " + machine.name, good);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -282,10 +354,12 @@ int main(int count, char** arguments) {
   const std::vector<Machine> all = check::machines({1, 3}), few = check::machines({2});
   Random random(7);
   rounding(random, all);
-  for (const bool halves : {false, true}) odd_numbers(random, few, halves);
+  rounding_to_bytes(random, all);
+  for (const Kind kind : kKinds) odd_numbers(random, few, kind);
   for (int i = 0; i < rounds; ++i) {
-    for (const bool halves : {false, true}) shape_checks(random, all, false, halves);
-    shape_checks(random, all, true, i % 2 == 0);
+    for (const Kind kind : kKinds) shape_checks(random, all, false, kind);
+    shape_checks(random, all, true, i % 2 == 0 ? Kind::kHalves : Kind::kFloats);
+    shape_checks(random, all, true, Kind::kBytes);
   }
   return check::done();
 }

@@ -5,16 +5,18 @@
 // share one long document. A row is one query head of one token, and its arithmetic is its own: scores are summed over
 // channels in order, outputs over keys in order and never beyond the row's own token. So its bits depend neither on
 // the rows computed beside it nor on how the prompt was cut. It is float32 but for the cache, and but for queries and
-// weights where `halves` says so.
+// weights where `halves` says so, or where the cache is of bytes (attention_bytes.h).
 #pragma once
 
 #include <algorithm>
 #include <cfloat>
 #include <vector>
 
+#include "attention_bytes.h"
 #include "attention_panels.h"
 #include "ops.h"
 #if defined(TENTH_AMX)
+#include "attention_byte_tiles.h"
 #include "attention_tiles.h"
 #endif
 
@@ -52,6 +54,12 @@ inline bool halves_pay([[maybe_unused]] const KvView& kv) {
 }
 
 inline const RowKernels& kernels_of(const AttentionArgs& a, int rows) {
+  if (a.kv.int8) {
+#if defined(TENTH_AMX)
+    if (fits_byte_tiles(a.kv)) return kByteTileKernels[0];
+#endif
+    return kernels_for(rows, kByteKernels);
+  }
 #if defined(TENTH_AMX)
   if (a.halves && fits_tiles(a.kv)) return kTileKernels[0];
 #endif
@@ -119,14 +127,22 @@ struct Attend {
       if (!most) return;
       float* s = scores + (size_t)row * kKeys;
       kernels.scores(row + count < rows ? still : runs, q + (size_t)row * size, size, (most + kLanes - 1) / kLanes, s);
-      (a.halves ? soften<true> : soften<false>)(s, sees, count, state.best + row, state.sum + (size_t)row * kLanes,
-                                                shrink + row);
+      weigh(s, sees, count, scales_of(runs[0].values, size), state, row);
     });
     each_cut([&](int row, int count, const RowKernels& kernels) {
       if (!look(row, count)) return;
       kernels.values(row + count < rows ? still : runs, scores + (size_t)row * kKeys, sees, count, size, shrink + row,
                      state.y + (size_t)row * size);
     });
+  }
+
+  // scales: of the values, where they are bytes
+  void weigh(float* s, const int* sees, int count, const float* scales, const State& state, int row) const {
+    float *best = state.best + row, *sum = state.sum + (size_t)row * kLanes;
+    if (a.kv.int8)
+      soften_bytes(s, sees, count, scales, best, sum, shrink + row);
+    else
+      (a.halves ? soften<true> : soften<false>)(s, sees, count, best, sum, shrink + row);
   }
 
   void walk(int split, const State& state) const {
@@ -254,7 +270,28 @@ inline void attention(Team& team, const AttentionArgs& a) {
   team.barrier();
 }
 
-// one token's keys and values at one head
+// one token's keys and values at one head, as bytes
+inline void store_token_bytes(const StoreKvArgs& a, int64_t token, int head) {
+  const KvView& kv = a.kv;
+  const int size = kv.head_size, place = (int)(a.slots[token] % kv.page_size), at = place % kKeys;
+  const int64_t offset = kv.at(a.slots[token] / kv.page_size, head, place - at);
+  auto put = [&](const float* x, uint8_t* block, const auto& where) {  // where(c): the byte of a channel
+    const Whole whole(largest_magnitude(x, size), kMostByte);
+    for (int c = 0; c < size; c += kLanes) {
+      alignas(64) int8_t part[kLanes];
+      store_bytes(part, whole.of(load(x + c)));
+      for (int i = 0; i < kLanes; ++i) block[where(c + i)] = (uint8_t)part[i];
+    }
+    std::memcpy(block + ((size_t)size * kKeys + at * sizeof(float)), &whole.worth, sizeof(float));
+  };
+  put(a.k + token * a.k_stride + (int64_t)head * size, kv.keys + offset, [&](int c) {
+    return (at / kLanes * (size_t)size + c / 4 * 4) * kLanes + at % kLanes * 4 + c % 4;
+  });
+  put(a.v + token * a.v_stride + (int64_t)head * size, kv.values + offset,
+      [&](int c) { return ((size_t)(at / 4) * size + c) * 4 + at % 4; });
+}
+
+// one token's keys and values at one head, as bfloat16
 inline void store_token(const StoreKvArgs& a, int64_t token, int head) {
   const KvView& kv = a.kv;
   const int size = kv.head_size, N = kv.page_size;
@@ -262,7 +299,7 @@ inline void store_token(const StoreKvArgs& a, int64_t token, int head) {
   const int64_t offset = kv.at(a.slots[token] / N, head, place - lane);
   const float* k = a.k + token * a.k_stride + (int64_t)head * size;
   const float* v = a.v + token * a.v_stride + (int64_t)head * size;
-  uint16_t *keys = kv.keys + offset, *values = kv.values + offset + (size_t)(lane / 2) * size * 2;
+  uint16_t *keys = (uint16_t*)(kv.keys + offset), *values = (uint16_t*)(kv.values + offset) + (size_t)(lane / 2) * size * 2;
   for (int c = 0; c < size; c += kLanes) {
     alignas(64) int32_t bits[kLanes];
     storei(bits, to_bf16(load(k + c)));
@@ -287,7 +324,7 @@ inline void store_kv(Team& team, const StoreKvArgs& a) {
     if (from && joined(from)) ++from;
     if (joined(to)) ++to;
     for (int head = 0; head < a.kv.kv_heads; ++head)
-      for (int64_t token = from; token < to; ++token) store_token(a, token, head);
+      for (int64_t token = from; token < to; ++token) (a.kv.int8 ? store_token_bytes : store_token)(a, token, head);
   }
   team.barrier();
 }

@@ -19,7 +19,7 @@ constexpr int kMaxRows = 16;           // side by side
 
 // Where 16 keys of a block lie, their values, and those of the next block: each load asks for its like there. Pages are
 // in no order, and a processor does not look ahead into a page that it has not seen.
-struct Run { const uint16_t *keys, *values, *next_keys, *next_values; };
+struct Run { const uint8_t *keys, *values, *next_keys, *next_values; };
 
 // What computes `width` rows; there may be fewer, but the memory of all. `sees`: how many keys of the block, from the
 // first on, each row may look at, never fewer than the row before.
@@ -48,7 +48,7 @@ void score_panel(const Run* runs, const float* q, int size, float* s) {
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
       k[g] = loadi((const int32_t*)runs[g].keys + pair * kLanes);
-      prefetch(runs[g].next_keys + pair * 2 * kLanes);
+      prefetch(runs[g].next_keys + pair * 4 * kLanes);
     }
     if constexpr (halves) {
 #pragma GCC unroll 12
@@ -247,9 +247,10 @@ inline float largest(float* x, int sees) {
 }
 
 // `rows` (at most 16) rows of scores s [rows][kKeys], of which row r has the first sees[r], to weights: powers of two
-// of their distance from the largest so far. shrink: what became of a weight 1 given before; best, sum: see State
-template <bool halves>
-void soften(float* s, const int* sees, int rows, float* best, float* sum, float* shrink) {
+// of their distance from the largest so far. shrink: what became of a weight 1 given before; best, sum: see State.
+// weigh(x, sees, top, total) does it for one row
+template <class Weigh>
+void soften_rows(float* s, const int* sees, int rows, float* best, float* sum, float* shrink, const Weigh& weigh) {
   alignas(64) float most[kLanes];
   std::fill(most, most + kLanes, -FLT_MAX);
   for (int r = 0; r < rows; ++r) most[r] = largest(s + r * kKeys, sees[r]);
@@ -260,9 +261,15 @@ void soften(float* s, const int* sees, int rows, float* best, float* sum, float*
   for (int r = 0; r < rows; ++r) {
     float* x = s + r * kKeys;
     const F top = set1(most[r]), before = mul(load(sum + r * kLanes), set1(shrink[r]));
-    store(sum + r * kLanes, sees[r] == kKeys ? weigh<true>(x, kKeys, halves, top, before)
-                                              : weigh<false>(x, sees[r], halves, top, before));
+    store(sum + r * kLanes, weigh(x, sees[r], top, before));
   }
+}
+
+template <bool halves>
+void soften(float* s, const int* sees, int rows, float* best, float* sum, float* shrink) {
+  soften_rows(s, sees, rows, best, sum, shrink, [](float* x, int sees, F top, F total) {
+    return sees == kKeys ? weigh<true>(x, kKeys, halves, top, total) : weigh<false>(x, sees, halves, top, total);
+  });
 }
 
 }  // namespace tenth::TENTH_ISA

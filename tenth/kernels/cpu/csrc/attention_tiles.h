@@ -19,8 +19,9 @@ constexpr int kMostSize = 256;                   // of a head
 // heads that fill tiles; pages always do
 inline bool fits_tiles(const KvView& kv) { return kv.head_size % kTileKeys == 0 && kv.head_size <= kMostSize; }
 
-// asks for the 16 lines of a tile
-inline void prefetch_tile(const uint16_t* p, size_t stride) {
+// asks for the 16 lines of a tile; stride: bytes
+inline void prefetch_tile(const void* tile, size_t stride) {
+  const uint8_t* p = (const uint8_t*)tile;
   for (int i = 0; i < kTileRows; ++i) prefetch(p + i * stride);
 }
 
@@ -40,7 +41,7 @@ void tile_scores(const Run* runs, const float* q, int size, float* s) {
   if constexpr (G > 2) _tile_zero(2);
   if constexpr (G > 3) _tile_zero(3);
   for (int i = 0; i < size / kTileKeys; ++i) {
-    const size_t at = (size_t)i * 2 * kTileFloats;
+    const size_t at = (size_t)i * 4 * kTileFloats;
     _tile_loadd(4, q + i * kTileFloats, 64);
     _tile_loadd(5, runs[0].keys + at, 64);
     _tile_dpbf16ps(0, 4, 5);
@@ -57,7 +58,7 @@ void tile_scores(const Run* runs, const float* q, int size, float* s) {
       _tile_dpbf16ps(3, 4, 5);
     }
     if (ahead)
-      for (int g = 0; g < G; ++g) prefetch_tile(runs[g].next_keys + at, 2 * kLanes);
+      for (int g = 0; g < G; ++g) prefetch_tile(runs[g].next_keys + at, 4 * kLanes);
   }
   _tile_stored(0, s, kKeys * 4);
   if constexpr (G > 1) _tile_stored(1, s + kLanes, kKeys * 4);
@@ -73,7 +74,7 @@ inline void all_tile_scores(const Run* runs, const float* q, int size, int count
 // y [16 rows][size] plus weights p times values: G (1 or 2) groups of 32 keys, pairs of keys with `size` channels each
 template <int G>
 void tile_values(const float* p, const uint16_t* const* values, const uint16_t* const* next, int size, float* y) {
-  const size_t pair = (size_t)size * 2, row = (size_t)size * 4;
+  const size_t row = (size_t)size * 4;
   const bool ahead = values[0] != next[0];
   _tile_loadd(6, p, kKeys * 4);
   if constexpr (G > 1) _tile_loadd(7, p + kTileKeys / 2, kKeys * 4);
@@ -94,8 +95,8 @@ void tile_values(const float* p, const uint16_t* const* values, const uint16_t* 
     _tile_stored(1, y + c + kLanes, row);
     if (ahead)
       for (int g = 0; g < G; ++g) {
-        prefetch_tile(next[g] + c * 2, pair);
-        prefetch_tile(next[g] + c * 2 + 2 * kLanes, pair);
+        prefetch_tile(next[g] + c * 2, row);
+        prefetch_tile(next[g] + c * 2 + 2 * kLanes, row);
       }
   }
 }
@@ -112,8 +113,8 @@ inline void cut_off(const uint16_t* values, int keys, int size, uint16_t* to) {
 // all 16 rows, which see the same keys
 inline void tile_rows(const Run* runs, const float* s, int sees, int size, float* y) {
   alignas(64) uint16_t last[kTileKeys * kMostSize];
-  const uint16_t* values[] = {runs[0].values, runs[2].values};
-  const uint16_t* next[] = {runs[0].next_values, runs[2].next_values};
+  const uint16_t* values[] = {(const uint16_t*)runs[0].values, (const uint16_t*)runs[2].values};
+  const uint16_t* next[] = {(const uint16_t*)runs[0].next_values, (const uint16_t*)runs[2].next_values};
   const int groups = (sees + kTileKeys - 1) / kTileKeys;
   if (sees % kTileKeys) {
     cut_off(values[groups - 1], sees % kTileKeys, size, last);

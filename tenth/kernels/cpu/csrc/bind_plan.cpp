@@ -25,15 +25,15 @@ T* at(uintptr_t address) {
 
 // matrix, bias, y, stride of y
 using LinearOut = std::tuple<const Matrix*, uintptr_t, uintptr_t, int64_t>;
-// keys, values, page size, heads, head size, page stride
-using Kv = std::tuple<uintptr_t, uintptr_t, int, int, int, int64_t>;
+// keys, values, whether they are int8, page size, heads, head size, page stride
+using Kv = std::tuple<uintptr_t, uintptr_t, bool, int, int, int, int64_t>;
 // heads, x, stride, norm's weight, y, stride
 using Heads = std::tuple<int, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t>;
 
 KvView view_of(const Kv& kv) {
-  const auto& [keys, values, page_size, heads, size, stride] = kv;
-  if (page_size % 32) throw std::invalid_argument("pages of keys and values hold a multiple of 32 tokens");
-  return {at<uint16_t>(keys), at<uint16_t>(values), page_size, heads, size, stride};
+  const auto& [keys, values, int8, page_size, heads, size, stride] = kv;
+  if (page_size % (int8 ? 64 : 32)) throw std::invalid_argument("a page of keys and values has half a block of tokens");
+  return {at<uint8_t>(keys), at<uint8_t>(values), int8, page_size, heads, size, stride};
 }
 
 HeadsArgs::Part part_of(const Heads& heads) {

@@ -47,18 +47,23 @@ struct GatherArgs {  // the named rows of a matrix, or of a float table where `w
   int64_t y_stride;
 };
 
-// One layer's keys and values of many tokens, as bfloat16 in pages of N tokens, N a multiple of 32. Within a page, for
-// G heads of size C (a multiple of 16), in chunks of 64 bytes:
+// One layer's keys and values of many tokens in pages of N tokens. Within a page, for G heads of size C (a multiple of
+// 16), in chunks of 64 bytes, either bfloat16, N a multiple of 32:
 //   keys   [G][N/16][C/2][16][2]: 16 tokens side by side, two channels each
 //   values [G][N/2][C][2]: 16 channels side by side, two tokens each
+// or signed bytes, N a multiple of 64, the scales of 64 tokens behind their bytes:
+//   keys   [G][N/64] of int8 [4][C/4][16][4], float32 [64]: 16 tokens side by side, four channels each
+//   values [G][N/64] of int8 [16][C][4], float32 [64]: 16 channels side by side, four tokens each
 struct KvView {
-  uint16_t *keys, *values;
+  uint8_t *keys, *values;
+  bool int8;
   int page_size, kv_heads, head_size;
-  int64_t page_stride;  // elements, of both
+  int64_t page_stride;  // bytes, of both
 
-  // where 16 tokens of a head begin, `place` (a multiple of 16) into the page
+  // where tokens of a head begin, `place` (a multiple of 16; of 64 where they are bytes) into the page
   int64_t at(int64_t page, int head, int64_t place) const {
-    return page * page_stride + ((int64_t)head * page_size + place) * head_size;
+    const int64_t token = int8 ? head_size + 4 : 2 * head_size;
+    return page * page_stride + ((int64_t)head * page_size + place) * token;
   }
 };
 

@@ -107,6 +107,10 @@ inline B repeat4(const void* p) {
 inline I dot(I acc, B a, B b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
 inline I dot8(I acc, B a, B b) { return dot(acc, a, b); }
 constexpr int kDot8Offset = 128;  // dot8 sees bytes as stored, 128 too large
+// signed bytes as `dot_signed` takes them for a, so much larger than they are; b is at least -127
+inline B load_signed(const int8_t* p) { return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))}; }
+inline I dot_signed(I acc, B a, B b) { return dot(acc, a, b); }
+constexpr int kSignedOffset = 128;
 
 inline B as_bytes(I a) { return {a.v}; }
 // to bfloat16, nearest even; subnormal numbers may become zero
@@ -265,19 +269,30 @@ inline I dot(I acc, B x, B y) {
 }
 inline I dot8(I acc, B x, B y) { return dot(acc, x, y); }
 constexpr int kDot8Offset = 128;
+inline B load_signed(const int8_t* p) {
+  const B x = load_chunk((const uint8_t*)p);
+  return {_mm256_xor_si256(x.a, _mm256_set1_epi8(-128)), _mm256_xor_si256(x.b, _mm256_set1_epi8(-128))};
+}
+inline I dot_signed(I acc, B x, B y) { return dot(acc, x, y); }
+constexpr int kSignedOffset = 128;
 #else
 inline __m256i dot_half(__m256i acc, __m256i x, __m256i y) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), _mm256_set1_epi16(1)));
 }
-// the sum of two products is kept in 16 bits: right for x up to 15 (4-bit weights), it would saturate for larger ones
+// the sum of two products is kept in 16 bits: right for x up to 127, it would saturate for larger ones
 inline I dot(I acc, B x, B y) { return {dot_half(acc.a, x.a, y.a), dot_half(acc.b, x.b, y.b)}; }
 // whole bytes: the weight's sign moves to the activation, so that |weight| <= 128 times 127 twice fits 16 bits
-inline I dot8(I acc, B x, B y) {
+inline I dot_signed(I acc, B x, B y) {
   auto half = [](__m256i s, __m256i w, __m256i v) {
-    w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     return dot_half(s, _mm256_abs_epi8(w), _mm256_sign_epi8(v, w));
   };
   return {half(acc.a, x.a, y.a), half(acc.b, x.b, y.b)};
+}
+inline B load_signed(const int8_t* p) { return load_chunk((const uint8_t*)p); }
+constexpr int kSignedOffset = 0;
+inline I dot8(I acc, B x, B y) {
+  const __m256i offset = _mm256_set1_epi8(-128);
+  return dot_signed(acc, {_mm256_xor_si256(x.a, offset), _mm256_xor_si256(x.b, offset)}, y);
 }
 constexpr int kDot8Offset = 0;  // dot8 has removed the offset of stored bytes itself
 #endif
@@ -442,6 +457,9 @@ inline I dot(I acc, B a, B b) {
 }
 inline I dot8(I acc, B a, B b) { return dot(acc, a, b); }
 constexpr int kDot8Offset = 128;
+inline B load_signed(const int8_t* p) { return load_chunk((const uint8_t*)p) ^ 128; }
+inline I dot_signed(I acc, B a, B b) { return dot(acc, a, b); }
+constexpr int kSignedOffset = 128;
 inline B as_bytes(I a) { return (B)a; }
 inline I to_bf16(F a);
 inline void store_bf16(uint16_t* p, F a) {
