@@ -86,12 +86,16 @@ def test_json_of_a_packed_model(packed: Path) -> None:
             assert run["peak_fraction"] is None
 
 
-def test_bytes_of_a_step(packed: Path) -> None:
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_bytes_of_a_step(packed: Path, kv: str) -> None:
     """A deeper step reads more of the cache; three sequences share the matrices that all of them need."""
-    report = _report(packed, *SHORT, "--depth", "0,256", "--batch", "1,3")
+    report = _report(packed, *SHORT, "--depth", "0,256", "--batch", "1,3", "--kv", kv)
+    assert report["kv"] == kv
     alone, deep, shared = (run["bytes_per_token"] for run in report["runs"] if run["kind"] == "decode")
-    # the cache is bfloat16; what is read of it grows with the place in the run, by the same at both depths
-    assert deep - alone == pytest.approx(256 * preset("tiny-moe").kv_bytes_per_token(), rel=0.1)
+    # what is read of the cache grows with the place in the run, by the same at both depths; int8 has a scale a head
+    token, size = preset("tiny-moe").kv_bytes_per_token(), preset("tiny-moe").head_dim
+    token = token if kv == "bf16" else token * (size + 4) // (2 * size)
+    assert deep - alone == pytest.approx(256 * token, rel=0.1)
     assert alone / 3 < shared < alone
     assert alone < report["weights_gb"] * 1e9
 
@@ -158,6 +162,7 @@ def test_the_table(packed: Path) -> None:
         ("threads are not to be had", ["--threads", "5000"]),
         ("0 threads are not to be had: this process may use 1 to", ["--threads", "0", "--backend", "reference"]),
         ("backend is 'gpu', it must be one of", ["--backend", "gpu"]),
+        ("kv is 'int4', it must be one of bf16, int8", ["--kv", "int4"]),
     ],
 )
 def test_bad_options_are_one_line(words: str, options: list[str], packed: Path) -> None:

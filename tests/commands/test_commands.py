@@ -27,6 +27,8 @@ from typer.testing import CliRunner
 import tenth
 from tenth.api import Model
 from tenth.commands import COMMANDS, app
+from tenth.engine import sequence
+from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset, preset_names
 from tenth.weights.generation import GenerationDefaults
@@ -282,6 +284,29 @@ def test_chat_with_experts_prints_their_table(saved: Saved) -> None:
     assert f"Which experts worked ({answer.prompt_tokens + 4} tokens)" in done.stdout
     dense = _invoke("run", saved.dense, "-p", "Hi", "-n", "5", "--experts")
     assert "no expert worked: the model is dense" in dense.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_pages_of_keys_and_values_are_those_asked_for(
+    saved: Saved, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    cache = sequence.KVCache
+
+    def noted(*arguments: Any, **options: Any) -> KVCache:
+        made.append(cache(*arguments, **options).kv)
+        return cache(*arguments, **options)
+
+    monkeypatch.setattr(sequence, "KVCache", noted)
+    done = _invoke(command, saved.dense, "-p", "Hello", "-n", "9", "--json", "--kv", "int8", "--temperature", "0")
+    answer = json.loads(done.stdout)
+    assert set(made) == {"int8"}
+    model = tenth.load(saved.dense, kv="int8")
+    asked: Any = "Hello" if command == "run" else [{"role": "user", "content": "Hello"}]
+    assert answer["text"] == model.generate(asked, max_tokens=9, temperature=0).text
+    refused = _invoke(command, saved.dense, "-p", "Hello", "--kv", "int4")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1] == "tenth: kv is 'int4', it must be one of bf16, int8"
 
 
 def test_another_template_takes_the_place_of_the_models(saved: Saved, tmp_path: Path) -> None:

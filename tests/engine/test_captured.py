@@ -112,6 +112,28 @@ def test_any_company_any_chunks_the_same_bits(decoder: Decoder, kv: KVType) -> N
                     assert torch.equal(getattr(layer, name), torch.cat(parts)), name
 
 
+@pytest.mark.parametrize("kv", KV_TYPES)
+@torch.inference_mode()
+def test_a_cache_grows_and_pages_are_copied_without_a_change(decoder: Decoder, kv: KVType) -> None:
+    """The end of a text in a larger cache with the beginning's page, and in a copy of that page."""
+    runner, text = runner_of(decoder), _drawn(100, 5)
+    whole = _step(runner, _cache(decoder.config, runner, kv), [(_Document(text, [3, 0]), 100)], Want()).logits_NV
+    small = KVCache(decoder.config, 1, PAGE, torch.bfloat16, kernels=runner.kernels, kv=kv)
+    document = _Document(text, [0])
+    _step(runner, small, [(document, 50)], Want())
+    large = KVCache(decoder.config, 1, 2 * PAGE, torch.bfloat16, kernels=runner.kernels, kv=kv)
+    large.copy_from(small)
+    place = torch.arange(50, 100)
+    batch = Batch((0, 50), place, torch.tensor(text[50:]), placement=Placement(place, (torch.tensor([0]),), (100,)))
+    assert torch.equal(runner(batch, large).logits_NV, whole[50:])
+    cache, document = _cache(decoder.config, runner, kv), _Document(text, [7, 2])
+    _step(runner, cache, [(document, 50)], Want())
+    cache.copy_page(7, 4)
+    for page in (4, 7):
+        document.pages[0], document.seen = page, 50
+        assert torch.equal(_step(runner, cache, [(document, 50)], Want()).logits_NV, whole[50:])
+
+
 @torch.inference_mode()
 def test_every_kind_of_result(decoder: Decoder) -> None:
     runner, text = runner_of(decoder), _drawn(9, 3)
