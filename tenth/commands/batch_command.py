@@ -22,6 +22,7 @@ def command(
     device: o.Device = "cpu",
     backend: o.Backend = "auto",
     threads: o.Threads = None,
+    kv: o.KV = "bf16",
 ) -> None:
     """Answer a file of requests in the form of OpenAI's batches; interrupted, the same command goes on."""
     import time
@@ -34,6 +35,7 @@ def command(
     from tenth.commands.progress import progress_bars
     from tenth.engine.engine import EngineOptions
     from tenth.engine.scheduler import SchedulerOptions
+    from tenth.model.cache import checked_kv
 
     check_apart(source, out)
     lines = read_lines(source)
@@ -42,7 +44,8 @@ def command(
         print_notes(loaded)
         room = EngineOptions().page_size
         scheduler = SchedulerOptions(sequences=at_once, wait=0.0)  # nobody waits for the first token
-        engine = loaded.engine(EngineOptions(pages=at_once * -(-context_length // room), scheduler=scheduler))
+        pages = at_once * -(-context_length // room)
+        engine = loaded.engine(EngineOptions(pages, room, scheduler, checked_kv(kv)))
         start = time.monotonic()
         totals = run_batch(loaded, engine, lines, out, at_once=2 * at_once, progress=report("answering"))
     seconds = max(time.monotonic() - start, 1e-9)

@@ -74,7 +74,8 @@ def command(
     if loads:
         with progress_bars(quiet=json) as report:
             path = resolve(model, report)
-            served = measure_loads(path, loads, backend=backend, threads=threads, progress=report("serving"))
+            told = report("serving")
+            served = measure_loads(path, loads, backend=backend, threads=threads, kv=checked_kv(kv), progress=told)
         if json:
             print(json_module.dumps(_rounded([asdict(one) for one in served])))
         else:

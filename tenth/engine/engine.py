@@ -28,19 +28,28 @@ from tenth.engine.stream import Answer, FinishReason, Stream
 from tenth.engine.thinking import Thought
 from tenth.engine.work import note_prompt, note_routing, works_of
 from tenth.errors import RequestError, TenthError
+from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Output
-from tenth.model.cache import KVCache
+from tenth.model.cache import KVCache, bytes_per_page
 from tenth.model.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`pages` of `page_size` tokens for keys and values, and the scheduler's limits."""
+    """`pages` of `page_size` tokens for keys and values of type `kv`, and the scheduler's limits."""
 
     pages: int = 256
     page_size: int = 32
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    kv: KVType = "bf16"
+
+    def within(self, memory: int, decoder: Decoder) -> EngineOptions:
+        """As many pages as so many bytes have room for; RequestError where that is none."""
+        page = bytes_per_page(decoder.config, self.page_size, self.kv, dtype=decoder.dtype, kernels=decoder.kernels)
+        if memory < page:
+            raise RequestError(f"{memory:,} bytes for keys and values are less than a page of {page:,}")
+        return replace(self, pages=memory // page)
 
 
 class Engine:
@@ -52,7 +61,7 @@ class Engine:
         options = options or EngineOptions()
         self._decoder, self._runner, self._clock = decoder, runner_of(decoder), clock
         self._cache = KVCache(
-            decoder.config, options.pages, options.page_size, decoder.dtype, decoder.device, decoder.kernels
+            decoder.config, options.pages, options.page_size, decoder.dtype, decoder.device, decoder.kernels, options.kv
         )
         self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
         self._numbers = count()

@@ -22,6 +22,7 @@ from tenth.engine.scheduler import SchedulerOptions
 from tenth.engine.stream import Stream
 from tenth.errors import RequestError
 from tenth.kernels.choice import choose_kernels
+from tenth.kernels.contract import KVType
 from tenth.model.decoder import Decoder
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
@@ -96,6 +97,7 @@ def measure_loads(
     *,
     backend: str = "auto",
     threads: int | None = None,
+    kv: KVType = "bf16",
     progress: Progress | None = None,
 ) -> list[LoadReport]:
     """Load a model and run one load after the other."""
@@ -107,7 +109,7 @@ def measure_loads(
     for load in loads:
         before = sum(report.settings.requests for report in found)
         told = None if progress is None else partial(_further, progress, before, total)
-        found.append(measure_load(decoder, load, progress=told))
+        found.append(measure_load(decoder, load, kv=kv, progress=told))
     return found
 
 
@@ -129,6 +131,7 @@ def measure_load(
     settings: LoadSettings,
     options: SchedulerOptions | None = None,
     *,
+    kv: KVType = "bf16",
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> LoadReport:
@@ -142,7 +145,7 @@ def measure_load(
         raise RequestError(
             f"{length} tokens of a request do not fit the model's context, {decoder.config.context_length}"
         )
-    engine = Engine(decoder, EngineOptions((1 + options.sequences) * (length // _PAGE + 2), _PAGE, options), clock)
+    engine = Engine(decoder, EngineOptions((1 + options.sequences) * (length // _PAGE + 2), _PAGE, options, kv), clock)
     chance = random.Random(settings.seed)
     for _ in range(settings.warmup):
         engine.submit(_request(decoder, settings, chance))

@@ -241,6 +241,28 @@ def test_company_changes_no_token_of_native_kernels(packed: Decoder) -> None:
                 assert torch.equal(layer.experts_TK, theirs[index].experts_TK)
 
 
+def test_pages_of_bytes_in_a_budget_of_memory(packed: Decoder) -> None:
+    """Twice as many and nearly; company and chunks change no token; beams copy their scales with the bytes."""
+    size = dict.fromkeys(("bf16", "int8"), 0)
+    for kv in ("bf16", "int8"):
+        options = EngineOptions(page_size=32, kv=kv).within(1 << 20, packed)  # type: ignore[arg-type]
+        cache = Engine(packed, options)._cache
+        size[kv] = cache.pages * cache.page_size  # tokens
+        assert (1 << 20) * 0.9 < cache.nbytes <= 1 << 20
+    assert 1.7 < size["int8"] / size["bf16"] < 2
+    requests = [Request(tuple(range(n, 3 * n + 2)), 12, Sampling(seed=n)) for n in range(6)]
+    requests.append(Request((1, 2, 3), 12, GREEDY, beams=3, n=3))
+    found = []
+    for tokens in (2048, 7):
+        engine = Engine(packed, EngineOptions(40, 32, SchedulerOptions(tokens=tokens, wait=0), "int8"))
+        streams = [engine.submit(request) for request in requests]
+        run(engine)
+        found.append([[answer.tokens for answer in stream.answers] for stream in streams])
+    assert found[0] == found[1]
+    with pytest.raises(RequestError, match="1,000 bytes for keys and values are less than a page of"):
+        EngineOptions().within(1000, packed)
+
+
 def test_refusals(tiny: Decoder) -> None:
     engine = Engine(tiny, EngineOptions(4, 4))
     with pytest.raises(RequestError, match="prompt and answer are 17 tokens, the cache holds 16"):
