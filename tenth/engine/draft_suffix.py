@@ -77,7 +77,7 @@ class _Answer:
 class AnswerStore:
     """Earlier answers, found by the tenant whose they are: `tokens` of them in all, those unused for longest go first.
 
-    About a kilobyte a token.
+    About half a kilobyte a token.
     """
 
     def __init__(self, tokens: int = 100_000) -> None:
