@@ -24,9 +24,10 @@ from tenth.engine.progress import Progress
 from tenth.engine.request import Request
 from tenth.engine.sampler import Drawn, Sampler
 from tenth.engine.scheduler import Part, Scheduler, SchedulerOptions
+from tenth.engine.speculation import MakeProposer, Speculation
 from tenth.engine.stream import Answer, FinishReason, Stream
 from tenth.engine.thinking import Thought
-from tenth.engine.work import note_prompt, note_routing, works_of
+from tenth.engine.work import Work, note_prompt, note_routing, works_of
 from tenth.errors import RequestError, TenthError
 from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.operations import CpuKernels
@@ -56,8 +57,14 @@ class Engine:
     """One model and its cache. One thread calls `step`; any may `submit`."""
 
     def __init__(
-        self, decoder: Decoder, options: EngineOptions | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        decoder: Decoder,
+        options: EngineOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        proposer: MakeProposer | None = None,
     ) -> None:
+        """With `proposer` tokens are guessed ahead where that pays; the tokens that come stay the same."""
         options = options or EngineOptions()
         self._decoder, self._runner, self._clock = decoder, runner_of(decoder), clock
         self._cache = KVCache(
@@ -66,6 +73,7 @@ class Engine:
         self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
         self._numbers = count()
         self._searches: dict[Stream, BeamGroup] = {}
+        self._speculation = None if proposer is None else Speculation(proposer, clock)
         self._submitted: deque[Progress] = deque()
 
     def submit(self, request: Request) -> Stream:
@@ -98,10 +106,15 @@ class Engine:
         """Schedule, run, commit; whether there was anything to compute."""
         self._arrive()
         self._drop_cancelled()
-        parts = self.scheduler.schedule(self._clock())
+        if self._speculation is not None:
+            self._speculation.guess(self.scheduler.running)
+        start = self._clock()
+        parts = self.scheduler.schedule(start)
         if parts:
             rows = rows_of(parts)
-            self._commit(parts, rows, self._run(parts, rows))
+            works = self._commit(works_of(parts, rows), self._run(parts, rows))
+            if self._speculation is not None:
+                self._speculation.note(works, self._clock() - start)
         return bool(parts)
 
     def _room(self, request: Request) -> int:
@@ -147,11 +160,10 @@ class Engine:
     def _run(self, parts: Sequence[Part], rows: Sequence[range]) -> Output:
         return self._runner(batch_of(parts, self._cache.page_size), self._cache, want_of(parts, rows))
 
-    def _commit(self, parts: Sequence[Part], rows: Sequence[range], output: Output) -> None:
+    def _commit(self, works: list[Work], output: Output) -> list[Work]:
         """Take what was computed: what is asked of prompts, then tokens, one behind the other where guesses hold."""
         logits_NV = output.logits_NV
         assert logits_NV is not None, "asked for"
-        works = works_of(parts, rows)
         for work in works:
             if work.progress.reads_prompt and not work.part.turns:
                 note_prompt(work, logits_NV)
@@ -169,6 +181,7 @@ class Engine:
             drawing = [work for work in drawing if work.progress.computed == len(work.progress.tokens)]
         if output.routing is not None:
             note_routing(works, output.routing)
+        return works
 
     def _take(self, progress: Progress, drawn: Drawn | RequestError) -> bool:
         """Add a token; whether the guess at it was right, so that the one behind it was computed too."""
