@@ -13,6 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from tenth.api.drafts import DraftKind, proposer_by
 from tenth.api.options import Options, Settings
 from tenth.api.stream import Generation, Stream
 from tenth.engine.captured import runner_of
@@ -170,9 +171,13 @@ class Model:
             raise RequestError(_PROMPT)
         return ids
 
-    def engine(self, options: EngineOptions | None = None) -> Engine:
-        """An engine for many requests at once, with a cache of its own."""
-        return Engine(self.decoder, options)
+    def engine(self, options: EngineOptions | None = None, *, draft: DraftKind | Model = "off") -> Engine:
+        """An engine for many requests at once, with a cache of its own.
+
+        `draft` guesses tokens ahead where that pays: `lookup` in the text so far, `suffix` in earlier answers too, or a
+        small model with the same tokenizer. The tokens that come are the same.
+        """
+        return Engine(self.decoder, options, proposer=proposer_by(draft, self))
 
     def save(self, folder: str | Path, *, model_type: str | None = None, progress: Progress | None = None) -> None:
         """Write a Hugging Face folder; see `tenth.weights.save.save_model`."""

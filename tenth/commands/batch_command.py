@@ -18,6 +18,10 @@ def command(
     context_length: Annotated[
         int, typer.Option("--context", help="Tokens, prompt and answer, that there is room for in each.", min=1)
     ] = 2048,
+    draft: Annotated[
+        str,
+        typer.Option("--draft", help="Guess tokens ahead: off, lookup, suffix, or the name of a small model."),
+    ] = "off",
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
     backend: o.Backend = "auto",
@@ -31,6 +35,7 @@ def command(
 
     from tenth.api import load
     from tenth.api.batch_file import check_apart, read_lines, run_batch
+    from tenth.api.drafts import DRAFT_KINDS
     from tenth.commands.answer import print_notes
     from tenth.commands.progress import progress_bars
     from tenth.engine.engine import EngineOptions
@@ -44,8 +49,9 @@ def command(
         print_notes(loaded)
         room = EngineOptions().page_size
         scheduler = SchedulerOptions(sequences=at_once, wait=0.0)  # nobody waits for the first token
+        drafter = draft if draft in DRAFT_KINDS else load(draft, backend=backend, threads=threads, report=report)
         pages = at_once * -(-context_length // room)
-        engine = loaded.engine(EngineOptions(pages, room, scheduler, checked_kv(kv)))
+        engine = loaded.engine(EngineOptions(pages, room, scheduler, checked_kv(kv)), draft=drafter)
         start = time.monotonic()
         totals = run_batch(loaded, engine, lines, out, at_once=2 * at_once, progress=report("answering"))
     seconds = max(time.monotonic() - start, 1e-9)
