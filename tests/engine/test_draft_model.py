@@ -57,7 +57,9 @@ def test_the_naive_continuation_after_anything(
         proposer.begin(tokens)
     for step in range(5):
         plans = [steps[step] if step < len(steps) else (0, 0, step) for _, steps in sequences]
-        drafts = propose_all(proposers, [most for most, _, _ in plans])
+        asked = [row for row, (most, _, _) in enumerate(plans) if most]  # in some steps some are not asked at all
+        made = propose_all([proposers[row] for row in asked], [plans[row][0] for row in asked])
+        drafts = [made[asked.index(row)] if row in asked else Draft([], [], "model") for row in range(len(plans))]
         for proposer, tokens, draft, (most, accepted, token) in zip(proposers, known, drafts, plans, strict=True):
             check(draft, naive(tiny, tokens, most))
             taken = [*draft.tokens[:accepted], token]
@@ -79,6 +81,15 @@ def test_it_is_a_proposer_that_can_be_asked_alone_and_twice(tiny: Decoder) -> No
     check(proposer.propose(1), naive(tiny, [1, 2, 3, *expected.tokens], 1))
     proposer.begin([4])
     check(proposer.propose(1), naive(tiny, [4], 1))
+
+
+def test_what_was_refused_is_forgotten_though_nobody_asks_for_a_while(tiny: Decoder) -> None:
+    proposer = DraftModel(tiny, WORDS, WORDS, pages=8).sequence()
+    proposer.begin([1, 2, 3])
+    refused = proposer.propose(4).tokens
+    for token in (refused[0] + 1, refused[1], refused[2]):
+        proposer.take([token % CONFIG.vocab_size])
+    check(proposer.propose(2), naive(tiny, proposer.tokens, 2))
 
 
 def test_where_pages_or_context_end_there_is_no_draft(tiny: Decoder) -> None:
