@@ -99,6 +99,11 @@ class Tokenizer:
         """The highest id plus one."""
         return len(self._bytes)
 
+    @property
+    def bytes_by_id(self) -> Sequence[bytes | None]:
+        """What each id spells, None where there is no token; an added token spells its own name."""
+        return self._bytes
+
     def unknown_ids(self, vocabulary_size: int) -> list[int]:
         """Give the ids below the model's vocabulary that are no token; they must never be sampled."""
         return [i for i in range(vocabulary_size) if i >= len(self._bytes) or self._bytes[i] is None]
