@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tenth.engine.beams import BeamSearch, Branch, Candidates
 from tenth.engine.draws import candidates
+from tenth.engine.masks import Mask
 from tenth.engine.progress import Progress
 from tenth.engine.sampler import Drawn
 from tenth.engine.scheduler import Scheduler
@@ -29,9 +30,9 @@ class BeamGroup:
         self._beams: list[Progress] = [root]
         self._found: dict[Progress, Candidates] = {}
 
-    def take(self, progress: Progress, logits_V: Tensor) -> bool:
+    def take(self, progress: Progress, logits_V: Tensor, mask: Mask) -> bool:
         """Note what may follow a beam; once all have come as far they branch. Whether the search is over."""
-        found = candidates(progress, logits_V, self._search.wanted)
+        found = candidates(progress, logits_V, self._search.wanted, mask)
         if isinstance(found, RequestError):
             self._stream.answers[0].error = found
             self.close()
@@ -67,6 +68,8 @@ class BeamGroup:
         for beam, branch in zip(self._beams, branches, strict=True):
             beam.tokens.append(branch.beam.tokens[-1])
             beam.parked = False
+            if beam.matcher is not None:
+                beam.matcher.take(branch.beam.tokens[-1])
         self._found = {}
 
     def _copy(self, parent: Progress) -> Progress:
@@ -79,6 +82,7 @@ class BeamGroup:
             parent.room,
             list(parent.tokens),
         )
+        child.matcher = parent.matcher.fork() if parent.matcher is not None else None
         pages = self._scheduler.fork(parent, child)
         if pages is not None:
             self._copy_page(*pages)

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,34 @@ _LEAST_ROWS = 16
 _LARGE = 64 << 10  # bytes of a copy whose memory is worth keeping
 _SPARE = 2  # of those, for the next steps
 
-Runner: TypeAlias = "Decoder | CapturedDecoder"
-"""What runs batches: the network itself, or its captured steps."""
+
+class Runner(Protocol):
+    """What runs batches: the network itself, its captured steps, a model that follows a script."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the network."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """Who lays out keys and values."""
+
+    def __call__(self, batch: Batch, cache: KVCache | None = None, want: Want | None = None, /) -> Output:
+        """As `Decoder.forward`."""
 
 
-def runner_of(decoder: Decoder) -> Runner:
-    """The decoder as it runs fastest: captured where it is on native kernels."""
-    return CapturedDecoder(decoder) if isinstance(decoder.kernels, CpuKernels) else decoder
+def runner_of(decoder: Runner) -> Runner:
+    """A decoder as it runs fastest: captured where it is on native kernels."""
+    native = isinstance(decoder, Decoder) and isinstance(decoder.kernels, CpuKernels)
+    return CapturedDecoder(decoder) if native else decoder  # type: ignore[arg-type]  # seen to be one
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,33 +12,40 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tenth.engine.masks import Mask
 from tenth.engine.progress import Progress
-from tenth.engine.sampler import Drawn, draw_rows
+from tenth.engine.sampler import Drawn, allowed_tokens, draw_rows
 from tenth.errors import RequestError
 
 
-def draw(drawing: Sequence[Progress], logits_NV: Tensor) -> list[Drawn | RequestError]:
-    """A token for each; log-probabilities are the model's own, before biases."""
+def draw(drawing: Sequence[Progress], logits_NV: Tensor, masks: Sequence[Mask]) -> list[Drawn | RequestError]:
+    """A token for each; log-probabilities are the model's own, before biases and masks."""
     wanted = [progress.request.logprobs for progress in drawing]
     most = max((number for number in wanted if number is not None), default=None)
     changed = {row for row, progress in enumerate(drawing) if _bias(progress)}
-    plain = [row for row in range(len(drawing)) if row not in changed]
-    drawn: dict[int, Drawn | RequestError] = {}
-    rows_NV = logits_NV if not changed else logits_NV[plain]
+    drawn: dict[int, Drawn | RequestError] = {n: mask for n, mask in enumerate(masks) if isinstance(mask, RequestError)}
+    allowed = [mask if isinstance(mask, Tensor) else None for mask in masks]
+    plain = [row for row in range(len(drawing)) if row not in changed and row not in drawn]
+    rows_NV = logits_NV if len(plain) == len(drawing) else logits_NV[plain]
     samplers = [drawing[row].sampler for row in plain]
-    drawn.update(zip(plain, draw_rows(samplers, rows_NV, logprobs=most), strict=True))
-    for row in changed:
-        drawn[row] = _draw_biased(drawing[row], logits_NV[row], most)
+    found = draw_rows(samplers, rows_NV, logprobs=most, allowed=[allowed[row] for row in plain])
+    drawn.update(zip(plain, found, strict=True))
+    for row in changed - drawn.keys():
+        drawn[row] = _draw_biased(drawing[row], logits_NV[row], most, allowed[row])
     return [_trimmed(drawn[row], number) for row, number in enumerate(wanted)]
 
 
-def candidates(progress: Progress, logits_V: Tensor, count: int) -> list[tuple[int, float]] | RequestError:
+def candidates(progress: Progress, logits_V: Tensor, count: int, mask: Mask) -> list[tuple[int, float]] | RequestError:
     """The likeliest next tokens of a beam that may follow, with the model's own log-probabilities, best first."""
+    if isinstance(mask, RequestError):
+        return mask
     if torch.isnan(logits_V).any():
         return RequestError("the model's logits are not numbers (NaN): its weights or its precision are at fault")
     logprobs_V = torch.log_softmax(logits_V.double(), dim=0)
     biased_V = _biased(progress, logprobs_V)
     biased_V[list(progress.request.forbidden)] = -math.inf
+    if mask is not None:
+        biased_V[~allowed_tokens(mask, len(biased_V))] = -math.inf
     values, ids = torch.topk(biased_V, min(count, len(biased_V)))
     return [(token, value) for token, value in zip(ids.tolist(), values.tolist(), strict=True) if value > -math.inf]
 
@@ -68,8 +75,10 @@ def _biased(progress: Progress, logits_V: Tensor) -> Tensor:
     return biased_V
 
 
-def _draw_biased(progress: Progress, logits_V: Tensor, logprobs: int | None) -> Drawn | RequestError:
-    drawn = draw_rows([progress.sampler], _biased(progress, logits_V)[None])[0]
+def _draw_biased(
+    progress: Progress, logits_V: Tensor, logprobs: int | None, allowed_W: Tensor | None
+) -> Drawn | RequestError:
+    drawn = draw_rows([progress.sampler], _biased(progress, logits_V)[None], allowed=[allowed_W])[0]
     if logprobs is None or isinstance(drawn, RequestError):
         return drawn
     own = of_prompt([drawn.token], logits_V[None], logprobs)[0]

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from tenth.engine.assemble import batch_of, rows_of, want_of
 from tenth.engine.beam_group import BeamGroup
-from tenth.engine.captured import runner_of
+from tenth.engine.captured import Runner, runner_of
 from tenth.engine.draws import draw
 from tenth.engine.generate import check_room
+from tenth.engine.grammar_compiler import GrammarCompiler
+from tenth.engine.grammar_matcher import Matcher
+from tenth.engine.masks import Masks
 from tenth.engine.pages import PagePool
 from tenth.engine.progress import Progress
 from tenth.engine.request import Request
@@ -33,7 +36,6 @@ from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Output
 from tenth.model.cache import KVCache, bytes_per_page
-from tenth.model.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class EngineOptions:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     kv: KVType = "bf16"
 
-    def within(self, memory: int, decoder: Decoder) -> EngineOptions:
+    def within(self, memory: int, decoder: Runner) -> EngineOptions:
         """As many pages as so many bytes have room for; RequestError where that is none."""
         page = bytes_per_page(decoder.config, self.page_size, self.kv, dtype=decoder.dtype, kernels=decoder.kernels)
         if memory < page:
@@ -58,13 +60,17 @@ class Engine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Runner,
         options: EngineOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
         proposer: MakeProposer | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """With `proposer` tokens are guessed ahead where that pays; the tokens that come stay the same."""
+        """With `proposer` tokens are guessed ahead where that pays; the tokens that come stay the same.
+
+        `grammars` knows the vocabulary, for requests with a grammar.
+        """
         options = options or EngineOptions()
         self._decoder, self._runner, self._clock = decoder, runner_of(decoder), clock
         self._cache = KVCache(
@@ -73,11 +79,12 @@ class Engine:
         self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
         self._numbers = count()
         self._searches: dict[Stream, BeamGroup] = {}
+        self._grammars, self._masks = grammars, Masks()
         self._speculation = None if proposer is None else Speculation(proposer, clock)
         self._submitted: deque[Progress] = deque()
 
     def submit(self, request: Request) -> Stream:
-        """Let a request wait for its turn; RequestError where it does not fit the model or the cache."""
+        """Let a request wait for its turn; RequestError where it does not fit model or cache, or its grammar is bad."""
         room = self._room(request)
         samplers = self._samplers(request)
         stream = Stream(request, [Answer(sampler.seed) for sampler in samplers])
@@ -86,6 +93,8 @@ class Engine:
             progress = Progress(stream, answer, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
             if request.thinking is not None:
                 progress.thought = Thought(request.thinking)
+            if request.grammar is not None:
+                progress.matcher = self._start(request)
             self._submitted.append(progress)
         return stream
 
@@ -112,10 +121,16 @@ class Engine:
         parts = self.scheduler.schedule(start)
         if parts:
             rows = rows_of(parts)
+            self._masks.begin([part.progress for part in parts if part.draws])
             works = self._commit(works_of(parts, rows), self._run(parts, rows))
             if self._speculation is not None:
                 self._speculation.note(works, self._clock() - start)
         return bool(parts)
+
+    def _start(self, request: Request) -> Matcher:
+        if self._grammars is None or request.grammar is None:
+            raise RequestError("this engine has no vocabulary for grammars: make it with one")
+        return self._grammars.start(request.grammar, request.end_ids)
 
     def _room(self, request: Request) -> int:
         """Tokens that may follow; RequestError where the context or the cache is too small."""
@@ -175,7 +190,8 @@ class Engine:
             drawing = [work for work in drawing if work.progress.request.beams is None]
             places = [work.row for work in drawing]
             chosen_NV = logits_NV if places == list(range(len(logits_NV))) else logits_NV[places]  # rarely a copy
-            drawn = draw([work.progress for work in drawing], chosen_NV)
+            masks = [self._masks.of(work.progress) for work in drawing]
+            drawn = draw([work.progress for work in drawing], chosen_NV, masks)
             for work, one in zip(drawing, drawn, strict=True):
                 work.right += self._take(work.progress, one)
             drawing = [work for work in drawing if work.progress.computed == len(work.progress.tokens)]
@@ -198,14 +214,16 @@ class Engine:
             progress.draft = []
         return right
 
-    def _append(self, progress: Progress, drawn: Drawn) -> None:
-        answer = progress.answer
+    def _append(self, progress: Progress, drawn: Drawn, *, forced: bool = False) -> None:
+        answer, matcher, constrained = progress.answer, progress.matcher, progress.constrained
         progress.tokens.append(drawn.token)
         answer.drawn.append(drawn)
         if progress.thought is not None:
             progress.thought.take(drawn.token)
             answer.thought = progress.thought.tokens
-        if drawn.token in progress.request.end_ids:
+        if matcher is not None and constrained and progress.constrained and not forced:
+            matcher.take(drawn.token)
+        if drawn.token in progress.request.end_ids or (matcher is not None and matcher.stopped):
             self._finish(progress, "stop")
         elif progress.generated >= progress.room:
             self._finish(progress, "length")
@@ -216,12 +234,12 @@ class Engine:
         for token in forced:
             if progress.answer.finish_reason is None:
                 progress.sampler.note(token)
-                self._append(progress, Drawn(token))
+                self._append(progress, Drawn(token), forced=True)
         return bool(forced)
 
     def _search(self, progress: Progress, logits_V: Tensor) -> None:
         search = self._searches.get(progress.stream)
-        if search is not None and search.take(progress, logits_V):
+        if search is not None and search.take(progress, logits_V, self._masks.of(progress)):
             self._close(progress.stream, "error")
 
     def _finish(self, progress: Progress, reason: FinishReason) -> None:

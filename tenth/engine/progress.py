@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tenth.engine.grammar_matcher import Matcher
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler
 from tenth.engine.stream import Answer, Stream
@@ -27,6 +28,7 @@ class Progress:
     tokens: list[int]
     draft: list[int] = field(default_factory=list)
     thought: Thought | None = None
+    matcher: Matcher | None = None  # where it stands in its grammar
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     dropped: int = 0  # tokens behind the first page that a rolling sequence has no keys and values of any more
@@ -39,6 +41,11 @@ class Progress:
     def request(self) -> Request:
         """What was asked."""
         return self.stream.request
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the next token must be one that its grammar allows: not while it thinks."""
+        return self.matcher is not None and not (self.thought is not None and self.thought.inside)
 
     @property
     def pending(self) -> int:

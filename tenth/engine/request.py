@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
+from tenth.engine.grammar import Grammar
 from tenth.engine.sampler import Sampling
 from tenth.engine.thinking import Thinking
 from tenth.errors import RequestError
@@ -24,6 +25,7 @@ class Request:
     `logit_bias` is added to logits, `forbidden` are never drawn. With `logprobs` each token comes with its own
     log-probability and those of so many likeliest ones, with `prompt_logprobs` each token of the prompt. Of those that
     wait the lowest `priority` goes first, of equal ones the earliest. Prompts of one `tenant` find each other's pages.
+    The answer, thinking apart, is a text of `grammar`.
     With `rolling` a sequence has no end: it attends to its first page and to the last ones of so many tokens, of which
     it forgets a quarter at a time. `record`: the routing that is wanted.
     """
@@ -41,6 +43,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     thinking: Thinking | None = None
+    grammar: Grammar | None = None
     rolling: int | None = None
     priority: int = 0
     tenant: Hashable = None
@@ -61,6 +64,10 @@ class Request:
             number = getattr(self, name)
             if number is not None and not 0 <= number <= MOST_LOGPROBS:
                 raise RequestError(f"{name} is {number}, it must lie between 0 and {MOST_LOGPROBS}")
+        if self.grammar is not None and self.min_tokens:
+            raise RequestError("a grammar says where the answer ends: it goes without min_tokens")
+        if self.grammar is not None and self.beams is not None and not self.end_ids:
+            raise RequestError("beam search with a grammar needs end_ids: they tell what is whole from what is not")
         if self.rolling is not None and self.rolling < 1:
             raise RequestError(f"rolling is {self.rolling}, it must be at least 1 token")
         if self.beams is not None:

@@ -7,13 +7,14 @@ import random
 import pytest
 import torch
 
-from tenth.engine.engine import Engine, EngineOptions, Stream
+from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import cached_generate, naive_generate
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.engine.scripted import ScriptedModel, replay, thinking
 from tenth.engine.sequence import CachedSequence
+from tenth.engine.stream import Stream
 from tests.weights.vocabularies import qwen
 
 VOCABULARY = 151_936
@@ -47,11 +48,11 @@ def submit(engine: Engine, prompt: list[int], most: int, sampling: Sampling = GR
 def test_streams_pass_unchanged_through_chunks_small_pages_and_preemption(seed: int) -> None:
     pairs = streams_of(seed, 12)
     model = ScriptedModel(VOCABULARY, [replay(*pair) for pair in pairs], END)
-    engine = Engine(model, EngineOptions(40, 4, SchedulerOptions(tokens=37, sequences=8, wait=0)))  # type: ignore[arg-type]
+    engine = Engine(model, EngineOptions(40, 4, SchedulerOptions(tokens=37, sequences=8, wait=0)))
     streams = [submit(engine, prompt, 60) for prompt, _ in pairs]
     run(engine)
     for stream, (_, answer) in zip(streams, pairs, strict=True):
-        assert (stream.tokens, stream.finish_reason) == ([*answer, END], "stop")
+        assert (stream.tokens, stream.answers[0].finish_reason) == ([*answer, END], "stop")
     assert engine.scheduler.counts.preempted > 0
     assert engine.scheduler.counts.found > 0
 
@@ -60,7 +61,7 @@ def test_text_comes_back_as_it_was() -> None:
     tokenizer = qwen()
     prompt, answer = tokenizer.encode("Count: "), tokenizer.encode("eins, zwei, drei — fertig 🎉\n")
     model = ScriptedModel(VOCABULARY, [replay(prompt, answer)], END)
-    engine = Engine(model, EngineOptions(32, 4))  # type: ignore[arg-type]
+    engine = Engine(model, EngineOptions(32, 4))
     stream = submit(engine, prompt, 100)
     run(engine)
     assert tokenizer.decode(stream.tokens) == "eins, zwei, drei — fertig 🎉\n"
@@ -69,7 +70,7 @@ def test_text_comes_back_as_it_was() -> None:
 def test_the_simple_ways_to_generate_say_the_same() -> None:
     (prompt, answer), *_ = streams_of(7, 1)
     model = ScriptedModel(VOCABULARY, [replay(prompt, answer)], END)
-    for generate, subject in ((naive_generate, model), (cached_generate, CachedSequence(model))):  # type: ignore[arg-type]
+    for generate, subject in ((naive_generate, model), (cached_generate, CachedSequence(model))):
         sampler = Sampler(GREEDY, prompt, VOCABULARY)
         steps = generate(subject, prompt, sampler, max_tokens=80, end_ids={END})  # type: ignore[operator]
         assert [step.token for step in steps] == [*answer, END]
@@ -78,7 +79,7 @@ def test_the_simple_ways_to_generate_say_the_same() -> None:
 def test_sampling_follows_the_script_nearly_always() -> None:
     pairs = streams_of(3, 8)
     model = ScriptedModel(VOCABULARY, [replay(*pair) for pair in pairs], END, margin=30)
-    engine = Engine(model, EngineOptions(200, 8))  # type: ignore[arg-type]
+    engine = Engine(model, EngineOptions(200, 8))
     streams = [submit(engine, prompt, 60, Sampling(seed=n)) for n, (prompt, _) in enumerate(pairs)]
     run(engine)
     assert [stream.tokens[:-1] for stream in streams] == [answer for _, answer in pairs]
@@ -86,7 +87,7 @@ def test_sampling_follows_the_script_nearly_always() -> None:
 
 def test_biases_and_ends_act_on_it() -> None:
     model = ScriptedModel(100, [replay([1], [5, 6, 7])], 2)
-    engine = Engine(model, EngineOptions(32, 4))  # type: ignore[arg-type]
+    engine = Engine(model, EngineOptions(32, 4))
     request = Request((1,), 8, GREEDY, end_ids=frozenset({2}), logit_bias={6: -100.0, 9: 1.0})
     stream = engine.submit(request)
     run(engine)
@@ -98,7 +99,7 @@ def test_thinking_ends_wherever_the_tag_comes() -> None:
     model = ScriptedModel(100, [thinking([1, close], thought, answer, close)], 2)
 
     def follow(tokens: list[int]) -> list[int]:
-        engine = Engine(model, EngineOptions(32, 4))  # type: ignore[arg-type]
+        engine = Engine(model, EngineOptions(32, 4))
         stream = engine.submit(Request(tuple(tokens), 9, GREEDY, end_ids=frozenset({2})))
         run(engine)
         return stream.tokens
@@ -111,11 +112,11 @@ def test_thinking_ends_wherever_the_tag_comes() -> None:
 def test_a_page_of_somebody_else_shows() -> None:
     pairs = streams_of(5, 2)
     model = ScriptedModel(VOCABULARY, [replay(*pair) for pair in pairs], END)
-    engine = Engine(model, EngineOptions(64, 4))  # type: ignore[arg-type]
+    engine = Engine(model, EngineOptions(64, 4, SchedulerOptions(wait=0)))
     streams = [submit(engine, prompt, 60) for prompt, _ in pairs]
-    engine.step()
-    engine.step()
-    first, second = (stream.progress for stream in streams)
+    for _ in range(3):  # one waits for the pages that both begin with
+        engine.step()
+    first, second = engine.scheduler.running
     page = min(len(first.pages), len(second.pages)) - 2
     first.pages[page] = second.pages[page]
     while engine.busy:
@@ -126,10 +127,10 @@ def test_a_page_of_somebody_else_shows() -> None:
 
 def test_a_slot_that_nobody_wrote_shows() -> None:
     (pair,) = streams_of(6, 1)
-    engine = Engine(ScriptedModel(VOCABULARY, [replay(*pair)], END), EngineOptions(64, 4))  # type: ignore[arg-type]
-    stream = submit(engine, pair[0], 60)
+    engine = Engine(ScriptedModel(VOCABULARY, [replay(*pair)], END), EngineOptions(64, 4))
+    submit(engine, pair[0], 60)
     engine.step()
-    stream.progress.pages[0] = engine.scheduler._pool.take(1)[0]
+    engine.scheduler.running[0].pages[0] = engine.scheduler._pool.take(1)[0]
     with pytest.raises(AssertionError, match="another sequence"):
         engine.step()
     assert torch.is_inference_mode_enabled() is False

@@ -1,0 +1,55 @@
+"""Which tokens grammars allow next: computed in a thread of their own while the network runs.
+
+W words of 32 bits, one bit a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tenth.engine.grammar_matcher import MaskWorker
+from tenth.engine.progress import Progress
+from tenth.errors import RequestError
+
+Mask = Tensor | RequestError | None
+"""Of one sequence: what it may draw, why it cannot go on, or that it may draw anything."""
+
+
+class Masks:
+    """The masks of a step: begin with them before the network runs, and look at them behind it."""
+
+    def __init__(self) -> None:
+        self._worker: MaskWorker | None = None
+        self._begun: list[Progress] = []
+        self._known: dict[Progress, Mask] = {}
+
+    def begin(self, drawing: Sequence[Progress]) -> None:
+        """Compute for the next draw of each."""
+        self._begun, self._known = [progress for progress in drawing if progress.constrained], {}
+        if self._begun:
+            self._worker = self._worker or MaskWorker()
+            self._worker.prepare([progress.matcher for progress in self._begun])
+
+    def of(self, progress: Progress) -> Mask:
+        """For the next draw; behind the first one of a step it is computed now."""
+        if self._begun:
+            assert self._worker is not None, "begun"
+            self._known, self._begun = dict(zip(self._begun, self._worker.masks(), strict=True)), []
+        if not progress.constrained or progress.matcher is None:
+            return None
+        try:
+            mask = self._known.pop(progress) if progress in self._known else progress.matcher.mask_W()
+        except RequestError as error:
+            return error
+        return _with_tag(progress, mask)
+
+
+def _with_tag(progress: Progress, mask: Mask) -> Mask:
+    """An answer may begin with a thought, which is no business of the grammar's."""
+    thinking = progress.request.thinking
+    if isinstance(mask, Tensor) and thinking is not None and not progress.generated:
+        word, bit = divmod(thinking.open_id, 32)
+        mask[word] |= (1 << bit) - (1 << 32 if bit == 31 else 0)
+    return mask
