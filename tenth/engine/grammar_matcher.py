@@ -74,9 +74,7 @@ class Matcher:
 
     def forced(self) -> list[int]:
         """Tokens that come next whatever is drawn, in the tokenizer's own cut; often none. They are not taken yet."""
-        if self._vocabulary.encode is None or self.stopped:
-            return []
-        return self._library.compute_ff_tokens()
+        return [] if self.stopped else self._library.compute_ff_tokens()
 
     @property
     def accepting(self) -> bool:

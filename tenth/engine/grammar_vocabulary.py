@@ -21,7 +21,7 @@ class Vocabulary:
     """The bytes of every token id, None where an id is no token; ids up to `size` (V) that are not listed are none.
 
     `special` are the tokens that no text spells, which a grammar allows only where it names them. `encode` gives the
-    ids of a text as the model was trained on them; without it no tokens are forced.
+    ids of a text as the model was trained on them.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Vocabulary:
         tokens: Sequence[bytes | None],
         special: Collection[int],
         size: int,
-        encode: Callable[[str], list[int]] | None = None,
+        encode: Callable[[str], list[int]],
     ) -> None:
         self.size = size
         self.encode = encode
@@ -75,11 +75,11 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(
-        self, tokens: Sequence[bytes | None], special: Iterable[int], encode: Callable[[str], list[int]] | None
+        self, tokens: Sequence[bytes | None], special: Iterable[int], encode: Callable[[str], list[int]]
     ) -> None:
         self.tokens = [spelled or b"" for spelled in tokens]
         self.special_token_ids = sorted(token for token in special if token < len(tokens))
         self._encode = encode
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text) if self._encode is not None else []
+        return self._encode(text)
