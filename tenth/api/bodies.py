@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tenth.api.answer_text import AnswerText, thinking_of
 from tenth.api.model import Model
+from tenth.engine.grammar import Grammar
 from tenth.engine.request import Request
 from tenth.engine.sampler import Drawn, Sampling
 from tenth.engine.stream import Answer, Stream
@@ -20,7 +21,16 @@ Kind = Literal["chat.completion", "text_completion"]
 _LABELS = {"model", "user", "metadata", "store"}  # told to whoever keeps the books
 _SAMPLING = {name for name in Sampling.__slots__ if name != "seed"}
 _SETTINGS = {*_SAMPLING, "seed", "stop", "tools"}
-_ENGINE = {"n", "min_tokens", "logit_bias", "priority"}
+_ENGINE = {"n", "min_tokens", "logit_bias", "priority", "response_format", "structured_outputs"}
+_NUMBERS = ("n", "min_tokens", "priority")
+_FORMS: dict[str, Callable[[Any], Grammar]] = {
+    "json": Grammar.json_schema,
+    "regex": Grammar.regex,
+    "choice": Grammar.choice,
+    "grammar": Grammar.lark,
+    "python": lambda _: Grammar.python(),
+    "json_object": lambda _: Grammar.json(),
+}
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 _THINKING = {"enable_thinking", "thinking_token_budget", "chat_template_kwargs"}
 _KNOWN = {
@@ -58,8 +68,9 @@ class Asked:
         thinking = thinking_of(model.tokenizer, ids, budget, None if budget is None else QWEN3_STOP)
         if budget is not None and thinking is None:
             raise RequestError("thinking_token_budget: the model's vocabulary has no <think> and </think>")
-        engine = {name: _whole(given, name, None) for name in _ENGINE - {"logit_bias"} if name in given}
-        request = model.request(ids, settings, thinking=thinking, logprobs=_logprobs(kind, given), **engine)
+        engine: dict[str, Any] = {name: _whole(given, name, None) for name in _NUMBERS if name in given}
+        engine |= {"thinking": thinking, "grammar": _grammar(given), "logprobs": _logprobs(kind, given)}
+        request = model.request(ids, settings, **engine)
         request = _with_biases(request, given.get("logit_bias", {}))
         echo = prompt if kind == "text_completion" and _flag(given, "echo") and isinstance(prompt, str) else ""
         label = str(given.get("model", ""))
@@ -178,6 +189,27 @@ def _logprobs(kind: Kind, given: Mapping[str, Any]) -> int | None:
             raise RequestError("top_logprobs goes with logprobs, which must be true")
         return None
     return top or 0
+
+
+def _grammar(given: Mapping[str, Any]) -> Grammar | None:
+    """What the answer must look like, as OpenAI's `response_format` or vLLM's `structured_outputs` say it."""
+    form, outputs = given.get("response_format", {"type": "text"}), given.get("structured_outputs")
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if outputs is not None:
+        if not isinstance(outputs, Mapping) or len(outputs) != 1 or not outputs.keys() <= _FORMS.keys():
+            raise RequestError(f"structured_outputs must be an object with one of {', '.join(_FORMS)}")
+        if kind != "text":
+            raise RequestError("response_format and structured_outputs do not go together")
+        ((name, value),) = outputs.items()
+        return _FORMS[name](value)
+    if kind == "json_schema":
+        schema = form.get("json_schema")
+        if not isinstance(schema, Mapping) or "schema" not in schema:
+            raise RequestError('response_format json_schema needs {"json_schema": {"schema": ...}}')
+        return Grammar.json_schema(schema["schema"])
+    if kind not in ("text", "json_object"):
+        raise RequestError(f"response_format is {form!r:.60}, its type must be text, json_object or json_schema")
+    return Grammar.json() if kind == "json_object" else None
 
 
 def _with_biases(request: Request, biases: object) -> Request:

@@ -19,6 +19,8 @@ from tenth.api.stream import Generation, Stream
 from tenth.engine.captured import runner_of
 from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import Step, cached_generate, check_room, naive_generate
+from tenth.engine.grammar_compiler import GrammarCompiler
+from tenth.engine.grammar_vocabulary import Vocabulary
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
@@ -177,7 +179,10 @@ class Model:
         `draft` guesses tokens ahead where that pays: `lookup` in the text so far, `suffix` in earlier answers too, or a
         small model with the same tokenizer. The tokens that come are the same.
         """
-        return Engine(self.decoder, options, proposer=proposer_by(draft, self))
+        tokenizer = self.tokenizer
+        vocabulary = Vocabulary(tokenizer.bytes_by_id, tokenizer.added_ids, self.config.vocab_size, tokenizer.encode)
+        grammars = GrammarCompiler(vocabulary)
+        return Engine(self.decoder, options, proposer=proposer_by(draft, self), grammars=grammars)
 
     def save(self, folder: str | Path, *, model_type: str | None = None, progress: Progress | None = None) -> None:
         """Write a Hugging Face folder; see `tenth.weights.save.save_model`."""

@@ -162,6 +162,10 @@ def test_other_files_are_not_overwritten(model: Model, tmp_path: Path) -> None:
         ({"messages": CHAT, "logit_bias": {"1": 101}}, "logit_bias must lie between"),
         ({"messages": CHAT, "thinking_token_budget": 5}, "no <think> and </think>"),
         ({"messages": CHAT, "chat_template_kwargs": 5}, "must be an object"),
+        ({"messages": CHAT, "response_format": "json"}, "its type must be text, json_object or json_schema"),
+        ({"messages": CHAT, "response_format": {"type": "json_schema"}}, "needs"),
+        ({"messages": CHAT, "structured_outputs": {"regex": "(", "json": {}}}, "one of json, regex, choice"),
+        ({"messages": CHAT, "max_tokens": 5, "structured_outputs": {"regex": "("}}, "regex grammar"),
         ({"prompt": {"a": 1}}, "a prompt is a text"),
         ({}, "a text_completion needs prompt"),
     ],
@@ -188,6 +192,35 @@ def test_thinking_is_apart_from_the_answer(model: Model) -> None:
     assert "".join(piece.reasoning for piece in pieces) == "END of é"
     assert "".join(piece.content for piece in pieces) == "so: ü "
     assert text.stopped == "END"
+
+
+def test_answers_that_must_look_like_something(model: Model, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 22]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    bodies: list[dict[str, Any]] = [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "object", **schema}},
+            }
+        },
+        {"structured_outputs": {"choice": ["left", "right"]}},
+        {"structured_outputs": {"regex": "[0-9]{4}"}},
+        {"response_format": {"type": "text"}},
+    ]
+    source = write(tmp_path / "in.jsonl", [{"prompt": "abc", "max_tokens": 90, **body} for body in bodies])
+    run(model, source, tmp_path / "out.jsonl")
+    found = answers(tmp_path / "out.jsonl")
+    schemed, chosen, matched, free = (choices(found[f"line-{n}"])[0]["text"] for n in range(1, 5))
+    assert json.loads(schemed)["a"] in (1, 22)
+    assert chosen in ("left", "right")
+    assert len(matched) == 4
+    assert matched.isdecimal()
+    assert free == model.generate("abc", max_tokens=90).text
 
 
 def test_tags_of_thinking_in_the_prompt(tmp_path: Path) -> None:
