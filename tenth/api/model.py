@@ -27,6 +27,7 @@ from tenth.engine.sequence import CachedSequence
 from tenth.errors import ConfigError, RequestError, TemplateError
 from tenth.kernels.choice import choose_kernels, chosen_device
 from tenth.kernels.contract import KVType
+from tenth.kernels.cpu.expert_cache import ExpertCache
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
 from tenth.model.cache import checked_kv
@@ -34,6 +35,7 @@ from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.routing.record import RecordKind, Routing
 from tenth.train.named import named_model
+from tenth.weights.budget import expert_cache, memory_bytes
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.generation import GenerationDefaults
 from tenth.weights.load import Progress, load_decoder
@@ -90,6 +92,11 @@ class Model:
     def config(self) -> ModelConfig:
         """The shape of the network."""
         return self.decoder.config
+
+    @property
+    def expert_cache(self) -> ExpertCache | None:
+        """The cache of experts that are on disk, with its statistics; None where all weights are in memory."""
+        return expert_cache(self.decoder)
 
     def __call__(
         self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: RecordKind = "choice"
@@ -236,6 +243,7 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     kv: str = "bf16",
+    memory: str | int | None = None,
     chat_template: str | None = None,
     report: Callable[[str], Progress] | None = None,
 ) -> Model:
@@ -244,9 +252,12 @@ def load(
     `dtype` is a torch type or its name; `auto` keeps a file's own bfloat16 or float32. `chat_template` replaces the
     model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels, for packed models), `auto` the
     best there is; `threads` compute (None: one a core). `kv` is how keys and values of earlier tokens are kept: `bf16`,
-    or `int8` in half the memory. `report` is told what is being done and returns where its progress goes.
+    or `int8` in half the memory. `memory` is what a packed model may take, such as `8GB` or a number of bytes: experts
+    beyond it stay on disk (`tenth.weights.budget` says what it covers). `report` is told what is being done and returns
+    where its progress goes.
     """
     chosen, place, pages = chosen_dtype(dtype), chosen_device(device), checked_kv(kv)
+    budget = None if memory is None else memory_bytes(memory)
     path = resolve(str(model), report)
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer()
@@ -255,7 +266,9 @@ def load(
         kernels = choose_kernels(
             backend, packed=checkpoint.packed is not None, head_dim=checkpoint.config.head_dim, threads=threads
         )
-        decoder = load_decoder(checkpoint, dtype=chosen, device=place, kernels=kernels, progress=progress)
+        decoder = load_decoder(
+            checkpoint, dtype=chosen, device=place, kernels=kernels, memory=budget, progress=progress
+        )
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
     return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes, kv=pages)

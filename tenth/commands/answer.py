@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tenth.api import Generation, Model, Stream
 from tenth.commands.interrupts import heard
+from tenth.observe.expert_cache import describe_cache
 from tenth.observe.experts import expert_table, summarise
 
 # what a terminal would obey rather than show: a model's text must not move the cursor or set the title
@@ -50,7 +51,14 @@ def print_experts(result: Generation) -> None:
     Console(highlight=False).print(expert_table(result.routing))
 
 
-def answer_once(stream: Stream, *, experts: bool, json: bool) -> None:
+def print_cache(model: Model) -> None:
+    """A line on standard error where experts are on disk: what their cache has done so far."""
+    if model.expert_cache is not None:
+        line = describe_cache(model.expert_cache, model.expert_cache.statistics)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="dim")
+
+
+def answer_once(model: Model, stream: Stream, *, experts: bool, json: bool) -> None:
     """The whole of a command that gives one answer; one that Ctrl-C ended has the exit code shells expect of it."""
     if json:
         try:
@@ -59,12 +67,13 @@ def answer_once(stream: Stream, *, experts: bool, json: bool) -> None:
         except KeyboardInterrupt:  # what there is comes with finish_reason "interrupted"
             heard()
         result = stream.result
-        print(as_json(result))
+        print(as_json(model, result))
     else:
         result = print_stream(stream)
         if experts:
             print_experts(result)
         print_speed(result)
+        print_cache(model)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
 
@@ -75,8 +84,9 @@ def print_notes(model: Model) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def as_json(result: Generation) -> str:
+def as_json(model: Model, result: Generation) -> str:
     """The generation as one JSON object, in ASCII: it is the same in every locale."""
+    cache = None if model.expert_cache is None else asdict(model.expert_cache.statistics)
     experts = [asdict(layer) for layer in summarise(result.routing)] if result.routing is not None else []
     return json_module.dumps(
         {
@@ -89,5 +99,6 @@ def as_json(result: Generation) -> str:
             "first_token_s": round(result.prefill_seconds, 4),
             "tok_s": round(result.tokens_per_second, 2),
             "experts": experts,
+            "expert_cache": cache,
         }
     )

@@ -56,6 +56,7 @@ def command(
     backend: o.Backend = "auto",
     threads: o.Threads = None,
     kv: o.KV = "bf16",
+    memory: o.Memory = None,
     json: o.Json = False,
 ) -> None:
     """Measure prefill and decode on random tokens, and the limits of the machine beside them."""
@@ -69,6 +70,7 @@ def command(
     from tenth.observe.load import measure_loads
     from tenth.observe.speed import measure
     from tenth.observe.speed_report import BenchSettings
+    from tenth.weights.budget import memory_bytes
 
     loads = _loads(context, prompt, generate, concurrency, rate, requests)
     if loads:
@@ -92,7 +94,14 @@ def command(
     )
     with progress_bars(quiet=json) as report:
         path = resolve(model, report)
-        measured = measure(path, settings, backend=backend, threads=threads, progress=report("measuring"))
+        measured = measure(
+            path,
+            settings,
+            backend=backend,
+            threads=threads,
+            memory=None if memory is None else memory_bytes(memory),
+            progress=report("measuring"),
+        )
     if json:
         print(json_module.dumps(_rounded(asdict(measured))))
     else:
@@ -171,6 +180,8 @@ def _print(report: BenchReport) -> None:
     for run in report.runs:
         table.add_row(*_cells(run))
     console.print(table)
+    if report.expert_cache is not None:
+        console.print(f"  experts  {report.expert_cache.text}")
 
 
 def _print_loads(reports: Sequence[LoadReport]) -> None:

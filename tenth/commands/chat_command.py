@@ -35,6 +35,7 @@ def command(
     backend: o.Backend = "auto",
     threads: o.Threads = None,
     kv: o.KV = "bf16",
+    memory: o.Memory = None,
     json: o.Json = False,
 ) -> None:
     """Talk with a model. In the chat: /help, /experts, /reset; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -69,6 +70,7 @@ def command(
             backend=backend,
             threads=threads,
             kv=kv,
+            memory=memory,
             chat_template=source,
             report=report,
         )

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tenth.api import Generation, Model
-from tenth.commands.answer import answer_once, print_experts, print_speed, print_stream
+from tenth.commands.answer import answer_once, print_cache, print_experts, print_speed, print_stream
 from tenth.commands.interrupts import heard
 from tenth.errors import TenthError
 
@@ -33,7 +33,7 @@ class ChatSession:
         """Answer one question."""
         messages = [*self._messages, {"role": "user", "content": question}]
         stream = self._model.stream(messages, routing="full", **self._options)
-        answer_once(stream, experts=experts, json=json)
+        answer_once(self._model, stream, experts=experts, json=json)
 
     def run(self) -> None:
         """Read and answer until the input ends."""
@@ -78,6 +78,7 @@ class ChatSession:
         self._messages = [*asked, {"role": "assistant", "content": result.text}]
         self._last = result
         print_speed(result)
+        print_cache(self._model)
 
 
 def _line_editing() -> None:

@@ -64,6 +64,15 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", help="Threads that compute.", show_default="one a core", rich_help_panel=_MODEL),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="What a packed model may take, such as 8GB: experts beyond it stay on disk.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Template = Annotated[
     Path | None,
     typer.Option("--chat-template", help="A Jinja file instead of the model's own template.", rich_help_panel=_MODEL),

@@ -28,6 +28,7 @@ def command(
     backend: o.Backend = "auto",
     threads: o.Threads = None,
     kv: o.KV = "bf16",
+    memory: o.Memory = None,
     json: o.Json = False,
 ) -> None:
     """Continue a text, without a chat template."""
@@ -50,6 +51,7 @@ def command(
         stop=stop,
     )
     with progress_bars(quiet=json) as report:
-        loaded = load(model, dtype=dtype, device=device, backend=backend, threads=threads, kv=kv, report=report)
+        how = {"backend": backend, "threads": threads, "kv": kv, "memory": memory}
+        loaded = load(model, dtype=dtype, device=device, **how, report=report)
     print_notes(loaded)
-    answer_once(loaded.stream(text, routing="full", **chosen), experts=experts, json=json)
+    answer_once(loaded, loaded.stream(text, routing="full", **chosen), experts=experts, json=json)

@@ -21,8 +21,9 @@ from torch import Tensor
 from tenth.kernels.choice import choose_kernels, describe
 from tenth.model.decoder import Decoder
 from tenth.observe.sequences import Sequences
-from tenth.observe.speed_report import BenchReport, BenchSettings, Run
+from tenth.observe.speed_report import BenchReport, BenchSettings, CacheReport, Run
 from tenth.observe.step_limits import prefill_work, read_step
+from tenth.weights.budget import expert_cache
 from tenth.weights.checkpoint import Checkpoint, open_checkpoint
 from tenth.weights.load import load_decoder
 
@@ -42,22 +43,27 @@ def measure(
     *,
     backend: str = "auto",
     threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Load a model and measure it on random tokens. `progress` is told the repetitions done, of how many."""
+    """Load a model (within `memory` bytes, where they are said) and measure it on random tokens.
+
+    `progress` is told the repetitions done, of how many.
+    """
     start = time.perf_counter()
     with open_checkpoint(path) as checkpoint:
         settings.fit(checkpoint.config)
         kernels = choose_kernels(
             backend, packed=checkpoint.packed is not None, head_dim=checkpoint.config.head_dim, threads=threads
         )
-        decoder = load_decoder(checkpoint, kernels=kernels)
+        decoder = load_decoder(checkpoint, kernels=kernels, memory=memory)
         nbytes = _weight_bytes(checkpoint, decoder)
     loaded = time.perf_counter()
     Sequences(decoder, 1, 1).show(torch.zeros(1, 1, dtype=torch.int64), 0)
     first = time.perf_counter()
     bench = _Bench(decoder, settings, progress)
     runs = bench.runs()
+    cache = expert_cache(decoder)
     return BenchReport(
         model=str(path),
         backend=describe(kernels),
@@ -71,6 +77,7 @@ def measure(
         int8_gops=_median([peaks.integer / 1e9 for peaks in bench.peaks]),
         float_gops=_median([peaks.floating / 1e9 for peaks in bench.peaks]),
         runs=runs,
+        expert_cache=None if cache is None else CacheReport.of(cache),
     )
 
 
@@ -182,7 +189,10 @@ class _Bench:
     def _walks(self, sequences: Sequences, tokens_BG: Tensor, depth: int) -> dict[int, StepWalk]:
         """A first pass that is not measured; walks over what some of its steps have read, by their number."""
         steps = tokens_BG.shape[1]
-        marks = {steps * i // _WALKS for i in range(_WALKS)} if self._machine is not None else set()
+        possible = (
+            self._machine is not None and expert_cache(self._decoder) is None
+        )  # bytes on disk are not walked over
+        marks = {steps * i // _WALKS for i in range(_WALKS)} if possible else set()
         walks = {}
         for step in range(steps):
             now = (tokens_BG[:, step : step + 1], depth + step)

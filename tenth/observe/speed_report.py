@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from tenth.engine.sequence import PROMPT_CHUNK
 from tenth.errors import RequestError
 from tenth.kernels.contract import KVType
+from tenth.kernels.cpu.expert_cache import CacheStatistics, ExpertCache
 from tenth.model.config import ModelConfig
+from tenth.observe.expert_cache import describe_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,30 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheReport:
+    """A cache of experts: how many it holds, of how many, the bytes of it, what it did, and that as text."""
+
+    slots: int
+    experts: int
+    nbytes: int
+    statistics: CacheStatistics
+    text: str
+
+    @classmethod
+    def of(cls, cache: ExpertCache) -> Self:
+        """What a cache has done so far."""
+        now = cache.statistics
+        return cls(cache.slots, cache.experts, cache.slots * cache.slot_bytes, now, describe_cache(cache, now))
+
+
+@dataclass(frozen=True, slots=True)
 class BenchReport:
     """All figures of a model. GB are 10^9 bytes; GOPS 10^9 operations a second of all threads, an addition is one.
 
     `first_token_s` begins with the loading and ends with the logits behind one token. `rss_gb` is the most memory that
     was resident, mapped weights included. `kv` is the type of the cache's pages. `float_gops` is the better of bfloat16
-    and float32. None is what does not apply, or what this system does not say.
+    and float32. None is what does not apply, or what this system does not say. `expert_cache` is there where experts
+    are on disk: what their cache did while everything was measured.
     """
 
     model: str
@@ -94,3 +114,4 @@ class BenchReport:
     int8_gops: float | None
     float_gops: float | None
     runs: list[Run]
+    expert_cache: CacheReport | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tenth.errors import MachineError, WeightsError
+from tenth.errors import MachineError, RequestError, WeightsError
 from tenth.kernels import reference
 from tenth.kernels.contract import Kernels
 from tenth.model.config import ModelConfig
@@ -31,9 +31,13 @@ def load_decoder(
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str = "cpu",
     kernels: Kernels = reference,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
     """Read every tensor into its place; packed ones are mapped where they lie, and computed with in float32.
+
+    `memory` is a budget in bytes for a packed model (`tenth.weights.budget`): experts beyond it stay on disk.
+    RequestError where there is none for this model, or it is too small.
 
     `auto` keeps a file's own bfloat16 or float32, and makes bfloat16 of everything else. Shapes, and the memory that is
     free, are checked before anything is allocated: TensorError, MachineError. WeightsError for another type or device
@@ -41,7 +45,9 @@ def load_decoder(
     """
     config, source = checkpoint.config, checkpoint.source
     if checkpoint.packed is not None:
-        return _mapped_decoder(checkpoint, checkpoint.packed, dtype, torch.device(device), kernels)
+        return _packed_decoder(checkpoint, checkpoint.packed, dtype, torch.device(device), kernels, memory)
+    if memory is not None:
+        raise RequestError(f"{checkpoint.path}: a budget of memory is for packed models: `tenth quantize` makes one")
     chosen = natural_dtype(checkpoint) if dtype == "auto" else dtype
     decoder = Decoder(config, dtype=chosen, device="meta")
     shapes = {name: info.shape for name, info in source.tensors.items()}
@@ -60,18 +66,26 @@ def load_decoder(
     return decoder.eval()
 
 
-def _mapped_decoder(
+def _packed_decoder(
     checkpoint: Checkpoint,
     files: PackedFiles,
     dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     kernels: Kernels,
+    memory: int | None,
 ) -> Decoder:
     if dtype not in ("auto", torch.float32):
         name = str(dtype).removeprefix("torch.")
         raise WeightsError(f"{checkpoint.path}: packed weights are computed with in float32, not {name}")
     if device.type != "cpu":
         raise WeightsError(f"{checkpoint.path}: packed weights run on the cpu, not on {device}")
+    if memory is not None:
+        from tenth.weights import budget  # it needs the native module
+
+        budget.check_kernels(kernels)
+        spent = budget.spend(files, checkpoint.config, memory)
+        if spent is not None:
+            return budget.budget_decoder(files, checkpoint.config, kernels, spent)
     return Decoder(checkpoint.config, on=PackedBackend(files=files, kernels=kernels)).eval()
 
 

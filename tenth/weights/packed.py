@@ -73,10 +73,10 @@ class PackedFiles:
             raise FileFormatError(f"{info}: the file has become shorter since it was opened")
         return data_B
 
-    def matrix(self, name: str) -> PackedWeight:
-        """A matrix, mapped."""
+    def matrix(self, name: str, data_B: Tensor | None = None) -> PackedWeight:
+        """A matrix, mapped or at `data_B`."""
         tensor = self.index.tensors[name]
-        return PackedWeight(self.data(name), *tensor.part.shapes()[0], tensor.formats[0])
+        return PackedWeight(self.data(name) if data_B is None else data_B, *tensor.part.shapes()[0], tensor.formats[0])
 
     def expert(self, name: str) -> PackedExpert:
         """An expert, mapped."""

@@ -71,6 +71,16 @@ class SafetensorsFiles:
             raise WeightsError(f"{info}: {info.kind} is not supported yet; {', '.join(DTYPES)} are")
         return read_plain(self._files[info.where], info)
 
+    def read_into(self, name: str, view: memoryview) -> None:
+        """All bytes of a tensor into memory of exactly its size."""
+        info = self.tensors[name]
+        self._files[info.where].read_into(view, info.offset)
+
+    def forget(self) -> None:
+        """Let the system drop what its page cache holds of these files."""
+        for file in self._files.values():
+            file.forget()
+
     def header(self, file: str) -> bytes:
         """All that stands before the data of one file of the folder: the length of its header, and the header."""
         opened = self._files[self.path / file]

@@ -131,6 +131,11 @@ class OpenFile:
         """Close the file; a second time does nothing."""
         self._file.close()
 
+    def forget(self) -> None:
+        """Let the system drop what its page cache holds of this file."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, which the caller knows to be inside the file."""
         data = bytearray(count)

@@ -34,6 +34,7 @@ REPORT = {
     "int8_gops": float,
     "float_gops": float,
     "runs": list,
+    "expert_cache": type(None),
 }
 RUN = {"kind": str, "tokens": int, "depth": int, "batch": int, "tok_s": float, "tok_s_min": float, "tok_s_max": float}
 DECODE = ("bytes_per_token", "read_gb_s", "bandwidth_fraction")

@@ -37,6 +37,32 @@ class Matrix:
 class Experts:
     def __init__(self, experts: Sequence[tuple[Matrix, Matrix, Matrix]]) -> None: ...
 
+class StoreCounts:
+    steps: int
+    hits: int
+    late: int
+    misses: int
+    expected: int
+    right: int
+    ahead: int
+    reads: int
+    bytes: int
+    stalled: float
+
+class ExpertStore:
+    def __init__(self, slots: int, slot_bytes: int, readers: int) -> None: ...
+    def add_layer(self, path: str, experts: Experts, places: Sequence[tuple[int, int]], /) -> int: ...
+    def read(self, layer: int, expert: int, to: int, /) -> None: ...
+    @property
+    def indirect(self) -> str: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
+    def counts(self) -> StoreCounts: ...
+
+class ReadError(Exception): ...
+
 class Plan:
     def __init__(self, machine: Machine) -> None: ...
     def __len__(self) -> int: ...
@@ -44,6 +70,20 @@ class Plan:
     def linear(self, kind: int, x: int, x_stride: int, outs: Sequence[LinearOut], /) -> None: ...
     def expert_ffn(
         self, x: int, x_stride: int, experts: int, gates: int, top_k: int, table: Experts, y: int, y_stride: int, /
+    ) -> None: ...
+    def stored_experts(
+        self,
+        x: int,
+        x_stride: int,
+        experts: int,
+        gates: int,
+        top_k: int,
+        store: ExpertStore,
+        layer: int,
+        next: int,
+        y: int,
+        y_stride: int,
+        /,
     ) -> None: ...
     def gather(
         self,

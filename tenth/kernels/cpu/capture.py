@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from tenth.errors import MachineError
+from tenth.errors import MachineError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +139,16 @@ def capturing() -> Iterator[Capture]:
         _open.reset(token)
 
 
+def run_plan(plan: _native.Plan, tokens: int, logits: int, documents: int) -> None:
+    """Run a plan for so many rows of each kind; WeightsError where an expert could not be read."""
+    from tenth.kernels.cpu import _native
+
+    try:
+        plan.run(tokens, logits, documents)
+    except _native.ReadError as error:
+        raise WeightsError(str(error)) from None
+
+
 class CapturedPlan:
     """A capture laid out for up to `capacity` rows of each kind, ready to run."""
 
@@ -162,4 +172,4 @@ class CapturedPlan:
 
     def run(self, tokens: int, logits: int, documents: int) -> None:
         """Run all operations for so many rows of each kind."""
-        self._plan.run(tokens, logits, documents)
+        run_plan(self._plan, tokens, logits, documents)

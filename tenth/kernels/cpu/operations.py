@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import tenth.kernels.cpu._native as _native
-from tenth.errors import WeightsError
 from tenth.kernels import reference
 from tenth.kernels.contract import KVLayout, KVType
-from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current
+from tenth.kernels.cpu.capture import KINDS, Address, Emit, Kind, current, run_plan
 from tenth.kernels.cpu.documents import Documents, slots_of
-from tenth.kernels.packed import SUPERBLOCK, TILE_ROWS, PackedExpertTable, PackedFormat, PackedWeight, pack
+from tenth.kernels.cpu.expert_cache import CachedExpertTable
+from tenth.kernels.cpu.native_weights import native_experts, native_matrix, packed_floats
+from tenth.kernels.packed import PackedExpertTable
 from tenth.kernels.weight import ExpertTable, Weight
 from tenth.routing.rule import RouteRule
 
-_FP32 = PackedFormat(32)
 _NONE = (0, 0)  # no rows
 _BLOCK, _SCALE = 64, 4  # tokens of a block of int8 pages; bytes of each one's scale
 
@@ -235,7 +235,7 @@ class CpuKernels:
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         """Scores of all experts: each a sum in order of columns, so that equal rows tie."""
         if weight_ED not in self._routers:
-            self._routers[weight_ED] = _packed(weight_ED.detach())
+            self._routers[weight_ED] = packed_floats(weight_ED.detach())
         return self.linears(x_TD, (self._routers[weight_ED],), (None,))[0]
 
     def route(self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -258,15 +258,34 @@ class CpuKernels:
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
         """The weighted sum of the chosen experts, in order of k."""
+        ids_TK, gates_TK = experts_TK.contiguous(), gates_TK.contiguous()
+        if isinstance(table, CachedExpertTable):
+            return self._cached_experts(x_TD, ids_TK, gates_TK, table)
         native = self._table(table)
         y_TD = self._new(x_TD, x_TD.shape[1])
         top_k = experts_TK.shape[1]
-        ids_TK, gates_TK = experts_TK.contiguous(), gates_TK.contiguous()
         self._do(
             lambda plan, at: plan.expert_ffn(*_row(x_TD, at), at(ids_TK), at(gates_TK), top_k, native, *_row(y_TD, at)),
             (x_TD, ids_TK, gates_TK),
             (y_TD,),
         )
+        return y_TD
+
+    def _cached_experts(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, table: CachedExpertTable) -> Tensor:
+        """The same with experts that may have to be read; those of the next layer are read ahead by its forecast."""
+        next_TK = None
+        if table.forecast is not None:
+            scores_TE = self.linears(x_TD, (table.forecast.weight,), (None,))[0]
+            next_TK, _ = self.route(scores_TE, table.forecast.rule, table.forecast.bias_E)
+        y_TD = self._new(x_TD, x_TD.shape[1])
+        top_k, store, layer = ids_TK.shape[1], table.cache.store, table.layer
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            ahead = 0 if next_TK is None else at(next_TK)
+            rows = (_row(x_TD, at), _row(y_TD, at))
+            plan.stored_experts(*rows[0], at(ids_TK), at(gates_TK), top_k, store, layer, ahead, *rows[1])
+
+        self._do(emit, (x_TD, ids_TK, gates_TK, *(() if next_TK is None else (next_TK,))), (y_TD,))
         return y_TD
 
     def _do(self, emit: Emit, reads: Sequence[Tensor], writes: Sequence[Tensor], documents: int = 0) -> None:
@@ -277,7 +296,7 @@ class CpuKernels:
         plan = _native.Plan(self.machine)
         emit(plan, Tensor.data_ptr)
         rows = len((*writes, *reads)[0])
-        plan.run(rows, rows, documents)
+        run_plan(plan, rows, rows, documents)
 
     def _new(self, like: Tensor, *tail: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Room for a result with the rows of another tensor."""
@@ -288,50 +307,14 @@ class CpuKernels:
 
     def _matrix(self, weight: Weight) -> _native.Matrix:
         if weight not in self._matrices:
-            self._matrices[weight] = _native_matrix(weight)
+            self._matrices[weight] = native_matrix(weight)
         return self._matrices[weight]
 
     def _table(self, table: ExpertTable) -> _native.Experts:
         if table not in self._tables:
             assert isinstance(table, PackedExpertTable), "native kernels take packed experts"
-            for index, expert in enumerate(table.experts):
-                if _activations(expert.gate) != _activations(expert.up):
-                    raise WeightsError(
-                        f"expert {index} has gate in {expert.gate.format.name} and up in {expert.up.format.name}: the "
-                        "native kernels quantise their common input once; the reference backend runs any"
-                    )
-            parts = [(_native_matrix(e.gate), _native_matrix(e.up), _native_matrix(e.down)) for e in table.experts]
-            self._tables[table] = _native.Experts(parts)
+            self._tables[table] = native_experts(table.experts)
         return self._tables[table]
-
-
-def _native_matrix(weight: Weight) -> _native.Matrix:
-    assert isinstance(weight, PackedWeight), "native kernels take packed weights"
-    form, columns = weight.format, weight.in_features
-    at = form.segments(columns)
-    scales, steps, minimums, minimum_steps = (start if end > start else 0 for start, end in pairwise(at[1:]))
-    return _native.Matrix(
-        weight.data_B.data_ptr(),
-        weight.out_features,
-        columns,
-        form.padded(columns),
-        form.bits,
-        form.group or TILE_ROWS,
-        form.step_bits if form.superblock else 0,
-        at.end,
-        (scales, steps, minimums, minimum_steps),
-    )
-
-
-def _activations(weight: PackedWeight) -> int:
-    """Columns of activations that share a scale in products with this format; 0 where they stay floats."""
-    form = weight.format
-    return SUPERBLOCK if form.step_bits == 4 else 32 if form.group else 0
-
-
-def _packed(weight_OI: Tensor) -> PackedWeight:
-    outputs, inputs = weight_OI.shape
-    return PackedWeight(pack(_FP32, weight_OI), outputs, inputs, _FP32)
 
 
 def _row(tensor: Tensor, at: Address) -> tuple[int, int]:

@@ -47,8 +47,8 @@ struct Machine {
   const tenth::Ops* ops;
   std::shared_ptr<tenth::Pool> pool;
 
-  template <class Args>
-  void run(void (*op)(tenth::Team&, const Args&), const Args& args) const {
+  template <class Result, class Args>
+  void run(Result (*op)(tenth::Team&, const Args&), const Args& args) const {
     pool->run([&](tenth::Team& team) { op(team, args); });
   }
 };

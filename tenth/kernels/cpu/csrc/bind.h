@@ -13,6 +13,7 @@ struct ExpertList {
   std::vector<Expert> experts;
 };
 
+void bind_store(nanobind::module_& m);
 void bind_plan(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 void bind_limits(nanobind::module_& m);

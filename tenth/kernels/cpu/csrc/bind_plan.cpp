@@ -48,6 +48,7 @@ void add(Plan& plan, int kind, void (*op)(Team&, const Args&), Args args) {
     Args now = args;
     now.tokens = (int)rows.count[kind];
     if (now.tokens) op(team, now);
+    return true;
   });
 }
 
@@ -61,12 +62,32 @@ void linear(Plan& plan, int kind, uintptr_t x, int64_t x_stride, const std::vect
   add(plan, kind, plan.ops().linear, args);
 }
 
+void add_experts(Plan& plan, const ExpertArgs& args) {
+  auto run = [op = plan.ops().expert_ffn, args](Team& team, const Rows& rows) {
+    ExpertArgs now = args;
+    now.tokens = (int)rows.count[0];
+    return !now.tokens || op(team, now);
+  };
+  if (args.store)
+    plan.add(run, *args.store);
+  else
+    plan.add(run);
+}
+
 void expert_ffn(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, uintptr_t gates, int top_k,
                 const ExpertList& table, uintptr_t y, int64_t y_stride) {
   const std::vector<Expert>& list = table.experts;
-  add(plan, 0, plan.ops().expert_ffn,
-      ExpertArgs{0, top_k, (int)list.size(), list[0].down.rows, at<float>(x), x_stride, at<int64_t>(experts),
-                 at<float>(gates), list.data(), at<float>(y), y_stride});
+  add_experts(plan, ExpertArgs{0, top_k, (int)list.size(), list[0].down.rows, at<float>(x), x_stride, at<int64_t>(experts),
+                               at<float>(gates), list.data(), at<float>(y), y_stride});
+}
+
+// `next`: the address of what the next layer will probably choose; 0: not known
+void stored_experts(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, uintptr_t gates, int top_k,
+                    ExpertStore& store, int layer, uintptr_t next, uintptr_t y, int64_t y_stride) {
+  const Expert* table = store.table(layer);
+  add_experts(plan, ExpertArgs{0, top_k, store.experts(layer), table[0].down.rows, at<float>(x), x_stride,
+                               at<int64_t>(experts), at<float>(gates), table, at<float>(y), y_stride, &store, layer,
+                               at<int64_t>(next)});
 }
 
 void gather(Plan& plan, int kind, uintptr_t ids, const Matrix* w, uintptr_t table, int64_t table_stride, int columns,
@@ -120,6 +141,7 @@ void attention(Plan& plan, int heads, uintptr_t q, int64_t q_stride, const Kv& k
     now.tokens = (int)rows.count[0];
     now.documents = (int)rows.count[2];
     op(team, now);
+    return true;
   });
 }
 
@@ -135,12 +157,14 @@ void run(Plan& plan, int64_t tokens, int64_t logits, int64_t documents) { plan.r
 }  // namespace
 
 void bind_plan(nb::module_& m) {
+  nb::exception<ReadError>(m, "ReadError");
   nb::class_<Plan>(m, "Plan")
       .def(nb::init<Machine&>(), nb::keep_alive<1, 2>())
       .def("__len__", &Plan::size)
       .def("run", &run, nb::call_guard<nb::gil_scoped_release>())
       .def("linear", &linear)
       .def("expert_ffn", &expert_ffn)
+      .def("stored_experts", &stored_experts)
       .def("gather", &gather, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg())
       .def("rms_norm", &rms_norm)

@@ -11,7 +11,7 @@ namespace tenth::TENTH_ISA {
 
 // The experts of a batch. An assignment is a (token, k) pair; those of one expert lie together, in order of tokens.
 struct Work {
-  struct Group {
+  struct Group {  // an expert and its assignments
     int expert, first, count;  // assignments first ... first + count - 1 of the sorted list
     int x_cut, x_cuts;         // its blocks of inputs
     int h_cut, h_cuts;         // its blocks of hidden values
@@ -19,6 +19,7 @@ struct Work {
   std::vector<int> assignment;  // sorted: token * top_k + k
   std::vector<Group> groups;
   std::vector<Cut> x, h;  // `first` counts within the group
+  std::vector<int> named;  // the groups' experts
   size_t bytes = 0;       // of all blocks
 
   void plan(const ExpertArgs& a) {
@@ -42,8 +43,15 @@ struct Work {
     for (int i = 0; i < total; ++i) assignment[next_[a.experts[i]]++] = i;
   }
 
+  // `order[i]` becomes the i-th group; the lists above stay as they are
+  void arrange(const int* order) {
+    sorted_.assign(groups.begin(), groups.end());
+    for (size_t i = 0; i < groups.size(); ++i) groups[i] = sorted_[order[i]];
+  }
+
  private:
   std::vector<int> next_;
+  std::vector<Group> sorted_;
 };
 
 inline F load_some(const float* p, int count) {
@@ -58,10 +66,10 @@ class ExpertStep {
   ExpertStep(Team& team, const ExpertArgs& a, Work& work)
       : team_(team), a_(a), work_(work), gate_(a.table[0].gate), down_(a.table[0].down), inner_(gate_.rows) {
     work.plan(a);
-    groups_ = (int)work.groups.size();
+    count_ = (int)work.groups.size();
     // few tokens: each thread quantises all of them for itself rather than wait for the others
     alone_ = a.tokens <= kRedundant || team.size == 1;
-    fused_ = a.tokens == 1 && a.top_k <= kMostFused;
+    fused_ = a.tokens == 1 && a.top_k <= kMostFused && !a.store;
     size_t product = 0;
     int largest = 0;
     for (const Work::Group& group : work.groups) {
@@ -86,8 +94,10 @@ class ExpertStep {
     blocks_ = rows_[1] + inputs;
   }
 
-  void run() {
+  bool run() {
+    if (a_.store && team_.id == 0) ask_store();
     place_inputs();
+    if (a_.store) return run_stored();
     gate_and_up();
     place_hidden();
     if (fused_) {
@@ -96,9 +106,39 @@ class ExpertStep {
       down();
       combine();
     }
+    return true;
   }
 
  private:
+  // by one thread: the store begins to read, while all threads place inputs
+  void ask_store() {
+    std::vector<int>& experts = work_.named;
+    experts.clear();
+    for (const Work::Group& group : work_.groups) experts.push_back(group.expert);
+    a_.store->begin(a_.layer, experts.data(), count_);
+    if (a_.next) a_.store->expect(a_.layer + 1, a_.next, (int64_t)a_.tokens * a_.top_k);
+  }
+
+  // Experts are computed with as they come from the store. Each writes rows of its own, which are summed at the end:
+  // in which order they came, and how many at once, changes no bit.
+  bool run_stored() {
+    const int all = count_;
+    for (int done = 0; done < all; done += count_) {
+      if (team_.id == 0) a_.store->take();
+      team_.barrier();
+      const ExpertStore::Batch batch = a_.store->batch();
+      if (batch.failed) return false;
+      if (!done) work_.arrange(a_.store->order());
+      first_ = batch.begin, count_ = batch.end - batch.begin;
+      gate_and_up();
+      place_hidden();
+      down();
+    }
+    if (team_.id == 0) a_.store->take();  // gives the last of them free
+    combine();
+    return true;
+  }
+
   static constexpr int kMostFused = 64;  // experts of a lone token whose outputs stay within a core's cache
 
   template <class Run>
@@ -121,7 +161,7 @@ class ExpertStep {
         quantise_row(form, a_.x + token * a_.x_stride, gate_.columns, gate_.padded, row(form, token));
       });
     }
-    each(groups_, [&](int i) {
+    each(count_, [&](int i) {
       const Work::Group& group = work_.groups[i];
       const Form form = form_of(a_.table[group.expert].gate);
       for (int j = group.x_cut; j < group.x_cut + group.x_cuts; ++j)
@@ -134,8 +174,8 @@ class ExpertStep {
   }
 
   void place_hidden() {
-    each(groups_, [&](int i) {
-      const Work::Group& group = work_.groups[i];
+    each(count_, [&](int i) {
+      const Work::Group& group = this->group(i);
       const Matrix& w = a_.table[group.expert].down;
       for (int j = group.h_cut; j < group.h_cut + group.h_cuts; ++j)
         place_block(form_of(w), w, work_.h[j], [&](int m) -> const void* {
@@ -153,21 +193,22 @@ class ExpertStep {
       place(form, c.shape, blocks_ + c.offset, m, m < c.count ? row(m) : nullptr, w.columns, w.padded);
   }
 
-  const Expert& part(int64_t group) const { return a_.table[work_.groups[group].expert]; }
+  const Work::Group& group(int64_t i) const { return work_.groups[first_ + i]; }
+  const Expert& part(int64_t i) const { return a_.table[group(i).expert]; }
 
   // what a thread begins with after gates and ups
   Ahead first_down(int64_t unit) const { return ahead_of(part(0).down, unit); }
 
   void gate_and_up() {
     const int panels = panels_of(gate_);
-    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
-      const Work::Group& group = work_.groups[unit / panels];
+    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)count_ * panels;) {
+      const Work::Group& group = this->group(unit / panels);
       const Expert& w = a_.table[group.expert];
       const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, w.gate.tiles() - tile);
       const Cut* cuts = &work_.x[group.x_cut];
       multiply(w.gate, tile, count, cuts, group.x_cuts, blocks_, own_, ahead_of(w.up, unit % panels),
                [&](int i, int t, F value) { store(gates_ + ((size_t)i * kMaxTiles + t) * kLanes, value); });
-      const int64_t next = unit + team_.size, after = next - (int64_t)groups_ * panels;
+      const int64_t next = unit + team_.size, after = next - (int64_t)count_ * panels;
       const Ahead ahead = after < 0 ? ahead_of(part(next / panels).gate, next % panels) : first_down(after);
       multiply(w.up, tile, count, cuts, group.x_cuts, blocks_, own_, ahead, [&](int i, int t, F value) {
         const F gate = load(gates_ + ((size_t)i * kMaxTiles + t) * kLanes);
@@ -186,9 +227,9 @@ class ExpertStep {
     for (int64_t unit; (unit = team_.claim(1)) < panels;) {
       const int tile = (int)unit * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
       F values[kMostFused][kMaxTiles];
-      for (int g = 0; g < groups_; ++g) {
-        const Work::Group& group = work_.groups[g];
-        const Ahead ahead = g + 1 < groups_ ? ahead_of(part(g + 1).down, unit) : ahead_of(part(0).down, unit + team_.size);
+      for (int g = 0; g < count_; ++g) {
+        const Work::Group& group = this->group(g);
+        const Ahead ahead = g + 1 < count_ ? ahead_of(part(g + 1).down, unit) : ahead_of(part(0).down, unit + team_.size);
         multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_, ahead,
                  [&](int i, int t, F value) { values[work_.assignment[group.first + i]][t] = value; });
       }
@@ -204,11 +245,11 @@ class ExpertStep {
 
   void down() {
     const int panels = panels_of(down_);
-    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)groups_ * panels;) {
-      const Work::Group& group = work_.groups[unit / panels];
+    for (int64_t unit; (unit = team_.claim(1)) < (int64_t)count_ * panels;) {
+      const Work::Group& group = this->group(unit / panels);
       const int tile = (int)(unit % panels) * kMaxTiles, count = std::min(kMaxTiles, down_.tiles() - tile);
       const int64_t next = unit + team_.size;
-      const Ahead ahead = next / panels < groups_ ? ahead_of(part(next / panels).down, next % panels) : Ahead();
+      const Ahead ahead = next / panels < count_ ? ahead_of(part(next / panels).down, next % panels) : Ahead();
       multiply(a_.table[group.expert].down, tile, count, &work_.h[group.h_cut], group.h_cuts, blocks_, own_, ahead,
                [&](int i, int t, F value) {
                  const int row = (tile + t) * kLanes;
@@ -240,7 +281,7 @@ class ExpertStep {
   Work& work_;
   const Matrix &gate_, &down_;  // one expert's, for what all have in common: their shapes
   const int inner_;
-  int groups_;
+  int first_ = 0, count_;  // the groups that are computed now
   bool alone_, fused_;
   bool used_[3] = {};  // forms of inputs
   size_t x_row_;
@@ -253,10 +294,10 @@ class ExpertStep {
   uint8_t* blocks_;
 };
 
-inline void expert_ffn(Team& team, const ExpertArgs& a) {
+inline bool expert_ffn(Team& team, const ExpertArgs& a) {
   [[maybe_unused]] const Tiles tiles;
   static thread_local Work work;
-  ExpertStep(team, a, work).run();
+  return ExpertStep(team, a, work).run();
 }
 
 }  // namespace tenth::TENTH_ISA

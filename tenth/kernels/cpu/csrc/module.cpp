@@ -67,6 +67,7 @@ NB_MODULE(_native, m) {
         for (const auto& [gate, up, down] : list) self->experts.push_back({*gate, *up, *down});
       });
 
+  bind_store(m);
   bind_plan(m);
   bind_sampler(m);
   bind_limits(m);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "expert_store.h"
 #include "matrix.h"
 #include "team.h"
 #include "train_args.h"
@@ -34,6 +35,9 @@ struct ExpertArgs {
   const Expert* table;
   float* y;
   int64_t y_stride;
+  ExpertStore* store = nullptr;  // where the experts are on disk; `table` is then the store's
+  int layer = 0;                 // of the store
+  const int64_t* next = nullptr;  // [tokens][top_k]: what the next layer's router will probably choose; or null
 };
 
 struct GatherArgs {  // the named rows of a matrix, or of a float table where `w` is null
@@ -207,7 +211,7 @@ struct Limits {  // loops that show what a processor can do at most; each is one
 struct Ops {
   const char* name;
   void (*linear)(Team&, const LinearArgs&);
-  void (*expert_ffn)(Team&, const ExpertArgs&);
+  bool (*expert_ffn)(Team&, const ExpertArgs&);  // false: the store could not read, nothing was computed
   void (*gather)(Team&, const GatherArgs&);
   void (*store_kv)(Team&, const StoreKvArgs&);
   void (*attention)(Team&, const AttentionArgs&);

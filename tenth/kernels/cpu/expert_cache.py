@@ -1,0 +1,141 @@
+"""Experts that stay on disk, and a cache of fixed size in which the native kernels keep some of them.
+
+The cache itself is native (`csrc/expert_store.h`): a step is one native call, and which experts it needs is known in
+the middle of it. E experts, D model width.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+import tenth.kernels.cpu._native as _native
+from tenth.errors import MachineError, WeightsError
+from tenth.kernels.cpu.native_weights import native_experts
+from tenth.kernels.packed import PackedExpert, PackedExpertTable, PackedFormat, PackedWeight
+from tenth.routing.rule import RouteRule
+
+READERS = 4
+"""Reads that are under way at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """What a cache did; of two, `later - earlier` is what it did between.
+
+    A layer's step asks for distinct experts: `hits` were there, `late` were predicted and on their way, `misses` had to
+    be read. `predicted` experts were expected of a step, `right` of them were asked for; `ahead` counts reads that a
+    prediction caused. `reads` and `bytes_read` (whole pages) are all that came from disk, `stalled_seconds` how long
+    steps waited for it.
+    """
+
+    steps: int
+    hits: int
+    late: int
+    misses: int
+    predicted: int
+    right: int
+    ahead: int
+    reads: int
+    bytes_read: int
+    stalled_seconds: float
+
+    def __sub__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of experts that were there when they were asked for; 1 where none was."""
+        asked = self.hits + self.late + self.misses
+        return self.hits / asked if asked else 1.0
+
+    @property
+    def right_rate(self) -> float | None:
+        """The share of predicted experts that were asked for; None where none was predicted."""
+        return self.right / self.predicted if self.predicted else None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The next sparse layer's router, as far as it tells that layer's experts from this one's input."""
+
+    weight: PackedWeight  # (E, D)
+    rule: RouteRule
+    bias_E: Tensor | None
+
+
+class ExpertCache:
+    """Slots for `slots` experts of `slot_bytes` (whole pages of 4096 bytes) at most; they are taken at once.
+
+    MachineError where the memory cannot be had.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int, readers: int = READERS) -> None:
+        try:
+            self.store = _native.ExpertStore(slots, slot_bytes, readers)
+        except MemoryError:
+            size = slots * slot_bytes / 1e9
+            raise MachineError(f"a cache of {slots} experts needs {size:.1f} GB of memory: give it less") from None
+        self.slots, self.slot_bytes, self.experts, self._layers = slots, slot_bytes, 0, 0
+
+    def table(
+        self,
+        path: Path,
+        places: Sequence[tuple[int, int]],
+        formats: Sequence[Sequence[PackedFormat]],
+        hidden: int,
+        intermediate: int,
+    ) -> CachedExpertTable:
+        """The next sparse layer: where its experts lie in a file (first byte, bytes), and their formats."""
+        nowhere = [torch.empty(nbytes, dtype=torch.uint8, device="meta") for _, nbytes in places]
+        experts = [
+            PackedExpert.of(data_B, forms, hidden, intermediate) for data_B, forms in zip(nowhere, formats, strict=True)
+        ]
+        try:
+            layer = self.store.add_layer(str(path), native_experts(experts, inside=True), list(places))
+        except RuntimeError as error:
+            raise WeightsError(str(error)) from None
+        self.experts += len(experts)
+        return CachedExpertTable(experts, self, layer)
+
+    @property
+    def indirect(self) -> str:
+        """Why reads go through the system's page cache, and are dropped from it at once; empty: they do not."""
+        return self.store.indirect
+
+    @property
+    def statistics(self) -> CacheStatistics:
+        """What it did since it was made."""
+        c = self.store.counts()
+        parts = (c.steps, c.hits, c.late, c.misses, c.expected, c.right, c.ahead, c.reads, c.bytes, c.stalled)
+        return CacheStatistics(*parts)
+
+
+class CachedExpertTable(PackedExpertTable):
+    """A layer's experts on disk. Its packed experts have shapes and formats, their bytes are nowhere (`meta`)."""
+
+    def __init__(self, experts: Sequence[PackedExpert], cache: ExpertCache, layer: int) -> None:
+        super().__init__(experts)
+        self.cache, self.layer = cache, layer
+        self.forecast: Forecast | None = None
+
+    def expert(self, index: int) -> tuple[Tensor, Tensor]:
+        """One expert read from its file, dense, in float32: gate over up (2F, D), and down (D, F)."""
+        one = self.experts[index]
+        memory = mmap.mmap(-1, -(-one.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)  # begins with a page
+        data_B = torch.frombuffer(memory, dtype=torch.uint8)
+        try:
+            self.cache.store.read(self.layer, index, data_B.data_ptr())
+        except RuntimeError as error:
+            raise WeightsError(str(error)) from None
+        parts = (one.gate, one.up, one.down)
+        here = PackedExpert.of(
+            data_B[: one.nbytes], [part.format for part in parts], self.hidden_size, self.intermediate_size
+        )
+        return torch.cat((here.gate.dense(), here.up.dense())), here.down.dense()
