@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
-HALF_LIVES = (16, 64, 256, 1024)
+HALF_LIVES = (4, 8, 16, 32, 64, 256)
 """In a layer's steps: what a policy that counts uses is tried with."""
 
 
@@ -108,18 +108,20 @@ class Policy:
 
 
 class Frequency(Policy):
-    """Least frequently used, by counts that halve in `half_life` of the layer's steps."""
+    """Least frequently used, by counts that halve in `half_life` of a layer's steps.
+
+    Instead of halving old uses, new ones weigh more: all counts are kept as the logarithm of such a sum.
+    """
 
     def __init__(self, trace: Trace, slots: int, half_life: float) -> None:
         super().__init__(trace, slots)
-        self.counts = np.zeros(trace.layers * trace.experts)
-        self.factor = 0.5 ** (1 / half_life)
+        self.half_life, self.steps = half_life, np.zeros(trace.layers)
+        self.counts = np.full(trace.layers * trace.experts, -np.inf)
 
     def step(self, layer: int, ids: Ids, there: NDArray[np.bool_]) -> None:
         super().step(layer, ids, there)
-        own = slice(layer * self.trace.experts, (layer + 1) * self.trace.experts)
-        self.counts[own] *= self.factor
-        self.counts[ids] += 1
+        self.steps[layer] += 1
+        self.counts[ids] = np.logaddexp2(self.counts[ids], self.steps[layer] / self.half_life)
 
     def scores(self, candidates: Ids) -> Scores:
         return self.counts[candidates] + self.used[candidates] * 1e-12
@@ -130,7 +132,7 @@ class FrequencyRecency(Frequency):
 
     def scores(self, candidates: Ids) -> Scores:
         since = 1 + (self.clock - self.used[candidates]) / (2 * self.trace.layers)
-        return self.counts[candidates] / since
+        return self.counts[candidates] - np.log2(since)
 
 
 class LastButOne(Policy):

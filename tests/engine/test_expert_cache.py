@@ -158,7 +158,7 @@ def test_any_budget_any_company_the_same_bits(
     assert counts_now.steps == len(asked)
     assert counts_now.hits + counts_now.late + counts_now.misses == sum(len(experts) for _, experts in asked)
     if not ahead:
-        reads = _least_recently_used(asked, slots)
+        reads = _least_used(asked, slots)
         assert (counts_now.misses, counts_now.reads, counts_now.late) == (reads, reads, 0)
         assert counts_now.bytes_read == reads * cache.slot_bytes  # here all experts are of one size
 
@@ -172,20 +172,32 @@ def _asked(routings: Sequence[Routing]) -> list[tuple[int, list[int]]]:
     ]
 
 
-def _least_recently_used(asked: Sequence[tuple[int, list[int]]], slots: int) -> int:
-    """Reads of a cache that drops what was used longest ago: those that are there are used first, then the others."""
+def _least_used(asked: Sequence[tuple[int, list[int]]], slots: int) -> int:
+    """Reads of a cache that drops what is used least; a use counts half after 16 steps of its layer.
+
+    Of a step, those that are there are used first, then the others; they go, first used first, when there is nothing
+    else that could.
+    """
     held: list[tuple[int, int]] = []  # oldest use first
+    uses: dict[tuple[int, int], list[int]] = {}
+    steps: dict[int, int] = {}
     reads = 0
     for layer, experts in asked:
+        steps[layer] = steps.get(layer, 0) + 1
         keys = [(layer, expert) for expert in experts]
-        there = [key for key in keys if key in held]
-        for key in there:
-            held.remove(key)
-            held.append(key)
         for key in keys:
-            if key not in there:
-                reads += 1
-                held = [*held, key][-slots:]
+            uses.setdefault(key, []).append(steps[layer])
+        there, others = [key for key in keys if key in held], [key for key in held if key not in keys]
+        held = [*others, *there]
+        for key in keys:
+            if key in there:
+                continue
+            reads += 1
+            if len(held) == slots:
+                gone = min(others, key=lambda one: sum(2 ** (step / 16) for step in uses[one])) if others else held[0]
+                held.remove(gone)
+                others = [one for one in others if one != gone]
+            held.append(key)
     return reads
 
 

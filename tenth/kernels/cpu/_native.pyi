@@ -81,6 +81,7 @@ class Plan:
         store: ExpertStore,
         layer: int,
         next: int,
+        next_k: int,
         y: int,
         y_stride: int,
         /,

@@ -281,9 +281,9 @@ class CpuKernels:
         top_k, store, layer = ids_TK.shape[1], table.cache.store, table.layer
 
         def emit(plan: _native.Plan, at: Address) -> None:
-            ahead = 0 if next_TK is None else at(next_TK)
+            ahead = (0, 0) if next_TK is None else (at(next_TK), next_TK.shape[1])
             rows = (_row(x_TD, at), _row(y_TD, at))
-            plan.stored_experts(*rows[0], at(ids_TK), at(gates_TK), top_k, store, layer, ahead, *rows[1])
+            plan.stored_experts(*rows[0], at(ids_TK), at(gates_TK), top_k, store, layer, *ahead, *rows[1])
 
         self._do(emit, (x_TD, ids_TK, gates_TK, *(() if next_TK is None else (next_TK,))), (y_TD,))
         return y_TD

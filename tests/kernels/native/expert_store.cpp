@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <list>
 #include <map>
 #include <numeric>
 #include <set>
@@ -88,7 +87,7 @@ Rows run(const Machine& machine, const Layer& layer, const Step& s, const Rows& 
   Rows y(x.count, x.columns);
   const tenth::ExpertArgs args{s.tokens, s.top_k, (int)layer.table.size(), x.columns, x.row(0), x.stride, s.ids.data(),
                                s.gates.data(), table, y.row(0), y.stride, store, s.layer,
-                               ahead && !s.next.empty() ? s.next.data() : nullptr};
+                               ahead && !s.next.empty() ? s.next.data() : nullptr, (int)(s.next.size() / s.tokens)};
   std::vector<char> good(machine.pool->size());
   machine.pool->run([&](tenth::Team& team) { good[team.id] = machine.ops->expert_ffn(team, args); });
   const bool same = std::count(good.begin(), good.end(), good[0]) == (int)good.size();
@@ -97,27 +96,44 @@ Rows run(const Machine& machine, const Layer& layer, const Step& s, const Rows& 
   return y;
 }
 
-// reads of a cache that drops what was used longest ago: a list, the latest use in front
+// Reads of a cache that drops what is used least: each use counts half after 16 steps of its layer, of equal ones what
+// was used longest ago goes first. What the step itself has used goes when there is nothing else, first used first.
 struct SlowCache {
+  using Key = std::pair<int, int64_t>;
   size_t slots;
-  std::list<std::pair<int, int64_t>> held;
+  std::vector<Key> held{};  // the latest use at the end
+  std::map<int, int> steps{};  // of each layer
+  std::map<Key, std::vector<int>> uses{};
   int64_t reads = 0, bytes = 0;
+
+  long double count(const Key& key) {  // as if seen from the first step
+    long double sum = 0;
+    for (const int step : uses[key]) sum += std::exp2((long double)step / 16);
+    return sum;
+  }
 
   void step(const Layer& layer, int number, const std::vector<int64_t>& ids) {
     const std::set<int64_t> distinct(ids.begin(), ids.end());
-    std::vector<int64_t> missing;
+    ++steps[number];
+    std::vector<Key> there, missing;
     for (const int64_t e : distinct) {
-      auto at = std::find(held.begin(), held.end(), std::pair(number, e));
-      if (at == held.end()) {
-        missing.push_back(e);
-        continue;
-      }
-      held.splice(held.begin(), held, at);
+      const Key key(number, e);
+      uses[key].push_back(steps[number]);
+      const auto at = std::find(held.begin(), held.end(), key);
+      (at == held.end() ? missing : there).push_back(key);
+      if (at != held.end()) held.erase(at);
     }
-    for (const int64_t e : missing) {
-      if (held.size() == slots) held.pop_back();
-      held.emplace_front(number, e);
-      ++reads, bytes += whole_pages(layer.places[e].bytes);
+    const size_t others = held.size();
+    held.insert(held.end(), there.begin(), there.end());
+    for (size_t i = 0, gone = 0; i < missing.size(); ++i) {
+      if (held.size() == slots) {
+        size_t least = 0;
+        for (size_t j = 1; j + gone < others; ++j)
+          if (count(held[j]) < count(held[least])) least = j;
+        held.erase(held.begin() + least), ++gone;
+      }
+      held.push_back(missing[i]);
+      ++reads, bytes += whole_pages(layer.places[missing[i].second].bytes);
     }
   }
 };
@@ -149,7 +165,7 @@ struct Model {
     for (int i = 0; i < 9; ++i) {
       const int l = i % count, tokens = random.one_of({1, 1, 1, 2, 3, 9});
       Step s{l, tokens, top_k, chosen(random, tokens, experts, top_k), random.normals((size_t)tokens * top_k), {}};
-      if (l + 1 < count) s.next = chosen(random, tokens, experts, top_k);
+      if (l + 1 < count) s.next = chosen(random, tokens, experts, random.integer(1, top_k));
       inputs.push_back(packed::random_tokens(random, tokens, hidden));
       wanted.push_back(run(machine, layers[l], s, inputs.back(), layers[l].table.data(), nullptr, false));
       steps.push_back(std::move(s));
@@ -171,7 +187,7 @@ struct Model {
 void check_model(const Model& model, const Machine& machine, int slots, int readers, bool ahead) {
   ExpertStore store(slots, model.slot_bytes(), readers);
   model.fill(store);
-  SlowCache slow{(size_t)slots, {}};
+  SlowCache slow{(size_t)slots};
   int64_t asked = 0, expected = 0, right = 0;
   bool same = true;
   for (size_t i = 0; i < model.steps.size(); ++i) {

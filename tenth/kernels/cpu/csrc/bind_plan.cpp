@@ -81,13 +81,13 @@ void expert_ffn(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, ui
                                at<float>(gates), list.data(), at<float>(y), y_stride});
 }
 
-// `next`: the address of what the next layer will probably choose; 0: not known
+// `next`: the address of what the next layer will probably choose, `next_k` for each token; 0: not known
 void stored_experts(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, uintptr_t gates, int top_k,
-                    ExpertStore& store, int layer, uintptr_t next, uintptr_t y, int64_t y_stride) {
+                    ExpertStore& store, int layer, uintptr_t next, int next_k, uintptr_t y, int64_t y_stride) {
   const Expert* table = store.table(layer);
   add_experts(plan, ExpertArgs{0, top_k, store.experts(layer), table[0].down.rows, at<float>(x), x_stride,
                                at<int64_t>(experts), at<float>(gates), table, at<float>(y), y_stride, &store, layer,
-                               at<int64_t>(next)});
+                               at<int64_t>(next), next_k});
 }
 
 void gather(Plan& plan, int kind, uintptr_t ids, const Matrix* w, uintptr_t table, int64_t table_stride, int columns,

@@ -116,7 +116,7 @@ class ExpertStep {
     experts.clear();
     for (const Work::Group& group : work_.groups) experts.push_back(group.expert);
     a_.store->begin(a_.layer, experts.data(), count_);
-    if (a_.next) a_.store->expect(a_.layer + 1, a_.next, (int64_t)a_.tokens * a_.top_k);
+    if (a_.next) a_.store->expect(a_.layer + 1, a_.next, (int64_t)a_.tokens * a_.next_k);
   }
 
   // Experts are computed with as they come from the store. Each writes rows of its own, which are summed at the end:

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
+#include <limits>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +18,7 @@
 #include <new>
 #include <stdexcept>
 #include <thread>
+#include <tuple>
 
 namespace tenth {
 namespace {
@@ -106,12 +109,23 @@ class Pages {
   size_t bytes_;
 };
 
+// An expert's uses count half after so many steps of its layer. Instead of halving old uses, new ones weigh more; the
+// logarithm of such a sum needs no scaling back. bench/expert_policies.py chose it.
+constexpr double kHalfLife = 16;
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+double with_use(double uses, double now) {
+  return uses == kNever ? now : std::max(uses, now) + std::log2(1 + std::exp2(-std::fabs(uses - now)));
+}
+
 struct Layer {
   std::unique_ptr<File> file;
   std::vector<Expert> inside;  // addresses counted from an expert's first byte
   std::vector<ExpertStore::Place> places;
   std::vector<Expert> table;
   std::vector<int> slot;       // of each expert; -1: none
+  std::vector<double> uses;    // of each expert, as `with_use` adds them up
+  int64_t steps = 0;
   std::vector<char> expected;  // for its next step
   bool predicted = false;
 };
@@ -122,7 +136,8 @@ struct Slot {
   State state = State::kEmpty;
   int layer = -1, expert = -1;
   bool pinned = false;  // by the step
-  uint64_t used = 0;
+  uint64_t used = 0;    // when: by the clock
+  int64_t step = 0;     // that used it last
 };
 
 struct Wish {
@@ -147,8 +162,10 @@ class ExpertStore::Store {
 
   void begin(int layer, const int* experts, int count) {
     const std::lock_guard lock(mutex);
+    ++counts.steps;
     wishes_.clear();  // what was not begun in time
     Layer& now = layers[layer];
+    ++now.steps;
     layer_ = layer;
     experts_.assign(experts, experts + count);
     batch = {0, 0, false};
@@ -157,6 +174,7 @@ class ExpertStore::Store {
     for (int i = 0; i < count; ++i) {
       const int slot = now.slot[experts[i]];
       counts.right += now.predicted && now.expected[experts[i]];
+      now.uses[experts[i]] = with_use(now.uses[experts[i]], now.steps / kHalfLife);
       if (slot < 0) {
         misses.push_back(i);
         continue;
@@ -164,7 +182,6 @@ class ExpertStore::Store {
       pin(slot);
       (slots[slot].state == State::kThere ? order : late).push_back(i);
     }
-    ++counts.steps;
     counts.hits += order.size(), counts.late += late.size(), counts.misses += misses.size();
     order.insert(order.end(), late.begin(), late.end());
     issued_ = (int)order.size();
@@ -226,6 +243,7 @@ class ExpertStore::Store {
   void pin(int slot) {
     slots[slot].pinned = true;
     slots[slot].used = ++clock_;
+    slots[slot].step = counts.steps;
   }
 
   // give slots to as many of the step's missing experts as there are to be had
@@ -241,23 +259,28 @@ class ExpertStore::Store {
     if (issued_ > before) work_.notify_all();
   }
 
-  // The slot whose expert goes: the one that was not used for the longest time. Not one that the step needs, or a reader
-  // writes to, or (`ahead`: for an expert that is only expected) that is expected itself. -1: there is none
+  // The slot whose expert goes: the one that is used least, of equal ones the one that was not used for longer. Those
+  // that are expected come behind it, last (in the order in which they were handed out) those of the step that it is done
+  // with. Never one that the step still needs, or a reader writes to. -1: there is none
   int victim(bool ahead = false) const {
     int found = -1;
+    std::tuple<int, double, uint64_t> least;
     for (int i = 0; i < (int)slots.size(); ++i) {
       const Slot& slot = slots[i];
       if (slot.state == State::kEmpty) return i;
       if (slot.pinned || slot.state != State::kThere) continue;
-      if (ahead && layers[slot.layer].expected[slot.expert]) continue;
-      if (found < 0 || slot.used < slots[found].used) found = i;
+      const Layer& layer = layers[slot.layer];
+      const int group = slot.step == counts.steps ? 2 : layer.expected[slot.expert];
+      if (ahead && group) continue;
+      const std::tuple now{group, group == 2 ? 0.0 : layer.uses[slot.expert], slot.used};
+      if (found < 0 || now < least) found = i, least = now;
     }
     return found;
   }
 
   void place(int slot, int layer, int expert, State state) {
     empty(slot);
-    slots[slot] = {state, layer, expert, false, 0};
+    slots[slot] = {state, layer, expert, false, 0, 0};
     Layer& of = layers[layer];
     of.slot[expert] = slot;
     const uint8_t* data = pages_.data() + slot * slot_bytes;
@@ -290,9 +313,10 @@ class ExpertStore::Store {
     if (!demanded_.empty()) {
       const int slot = demanded_.front();
       demanded_.pop_front();
+      ++reading_;
       return slot;
     }
-    while (!wishes_.empty()) {
+    while (!wishes_.empty() && !reading_) {
       const Wish wish = wishes_.front();
       wishes_.pop_front();
       if (layers[wish.layer].slot[wish.expert] >= 0) continue;
@@ -318,12 +342,14 @@ class ExpertStore::Store {
       slots[slot].state = State::kReading;
       const Layer& layer = layers[slots[slot].layer];
       const Place& place = layer.places[slots[slot].expert];
+      const bool demanded = slots[slot].pinned;
       uint8_t* to = pages_.data() + slot * slot_bytes;
       lock.unlock();
       std::string failed = layer.file->read(place.offset, place.bytes, to);
       lock.lock();
       if (failed.empty()) ++counts.reads, counts.bytes += whole_pages(place.bytes);
       finish(slot, std::move(failed));
+      if (demanded && !--reading_ && !wishes_.empty()) work_.notify_all();
     }
   }
 
@@ -345,6 +371,7 @@ class ExpertStore::Store {
   std::vector<int> experts_;
   uint64_t clock_ = 0;
   std::deque<int> demanded_;  // slots
+  int reading_ = 0;           // of those, how many are being read
   std::deque<Wish> wishes_;
   std::string failure_;
   std::condition_variable work_, done_;
@@ -364,6 +391,7 @@ int ExpertStore::add_layer(const std::string& path, std::vector<Expert> experts,
   layer.inside = std::move(experts);
   layer.places = std::move(places);
   layer.slot.assign(layer.table.size(), -1);
+  layer.uses.assign(layer.table.size(), kNever);
   layer.expected.assign(layer.table.size(), 0);
   store_->layers.push_back(std::move(layer));
   return (int)store_->layers.size() - 1;

@@ -3,8 +3,8 @@
 // The memory is cut into slots of one expert each, whichever layer it is of. A step of a layer names the experts that it
 // needs (`begin`); those that lie in a slot are pinned there, the others are read by threads of their own, around the
 // system's page cache. `take` hands them out as they come: first those that were there, then the others in order. Where
-// there are fewer slots than experts, those that were computed with give theirs to the next. What the router of
-// the next layer will probably choose (`expect`) is read while nothing else is asked for.
+// there are fewer slots than experts, those that were computed with give theirs to the next. What the router of the next
+// layer will probably choose (`expect`) is read while no step waits for a read.
 //
 // One step at a time, and `begin`, `expect`, `take` by one thread: a team of threads takes turns on its pool, and
 // barriers stand between these calls and who looks at `order`, `batch` and the table. Nothing here is inline: code

@@ -37,7 +37,8 @@ struct ExpertArgs {
   int64_t y_stride;
   ExpertStore* store = nullptr;  // where the experts are on disk; `table` is then the store's
   int layer = 0;                 // of the store
-  const int64_t* next = nullptr;  // [tokens][top_k]: what the next layer's router will probably choose; or null
+  const int64_t* next = nullptr;  // [tokens][next_k]: what the next layer's router will probably choose; or null
+  int next_k = 0;
 };
 
 struct GatherArgs {  // the named rows of a matrix, or of a float table where `w` is null
