@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -49,6 +49,11 @@ class Budget:
     rest: int
     slots: int
     slot_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """All of it."""
+        return self.rest + self.slots * self.slot_bytes
 
 
 def spend(files: PackedFiles, config: ModelConfig, memory: int) -> Budget | None:
@@ -148,18 +153,20 @@ def budget_decoder(files: PackedFiles, config: ModelConfig, kernels: Kernels, bu
 
 
 def _add_forecasts(decoder: Decoder) -> None:
-    """Tell each sparse layer the router of the next one.
+    """Tell each sparse layer the router of the next one, which then predicts the likelier half of a token's experts.
 
-    Its rows are scaled by what the norms of the two layers differ in: the input is normalised for this one.
+    Its rows are scaled by what the norms of the two layers differ in: the input is normalised for this one. The less
+    likely half is right too seldom: it would be read for nothing (docs/log.md).
     """
+    assert decoder.config.moe is not None
+    rule = replace(decoder.config.moe.rule, top_k=-(-decoder.config.moe.top_k // 2))
     sparse = [(layer, layer.mlp) for layer in decoder.blocks() if isinstance(layer.mlp, SparseMlp)]
     for (layer, mlp), (following, following_mlp) in pairwise(sparse):
         assert isinstance(mlp.experts, CachedExpertTable)
-        assert decoder.config.moe is not None
         ratio_D = following.mlp_norm.weight / layer.mlp_norm.weight
         router = following_mlp.router
         rows_ED = router.weight_ED.detach() * torch.nan_to_num(ratio_D.detach(), 0.0, 0.0, 0.0)
-        mlp.experts.forecast = Forecast(packed_floats(rows_ED, 16), decoder.config.moe.rule, router.bias_E)
+        mlp.experts.forecast = Forecast(packed_floats(rows_ED, 16), rule, router.bias_E)
 
 
 def expert_cache(decoder: Decoder) -> ExpertCache | None:

@@ -85,6 +85,7 @@ def _packed_decoder(
         budget.check_kernels(kernels)
         spent = budget.spend(files, checkpoint.config, memory)
         if spent is not None:
+            _check_free(checkpoint.path, spent.nbytes)
             return budget.budget_decoder(files, checkpoint.config, kernels, spent)
     return Decoder(checkpoint.config, on=PackedBackend(files=files, kernels=kernels)).eval()
 
@@ -133,6 +134,12 @@ def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device |
             f"the model needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, "
             f"{torch.device(device).type} has {free / 1e9:.1f} GB free: choose a smaller type or model"
         )
+
+
+def _check_free(path: Path, need: int) -> None:
+    free = free_bytes(torch.device("cpu"))
+    if free is not None and need > free:
+        raise MachineError(f"{path}: the budget is {need / 1e9:.1f} GB, the machine has {free / 1e9:.1f} GB free")
 
 
 def free_bytes(device: torch.device) -> int | None:

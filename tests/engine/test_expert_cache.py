@@ -221,7 +221,7 @@ def test_predictions_are_counted_by_what_was_predicted(files: Files) -> None:
         for table, layer, following in zip(tables, layers, layers[1:], strict=False):
             assert table.forecast is not None
             scores_TE = states[layer] @ table.forecast.weight.dense().T
-            expected = set(scores_TE.topk(CONFIG.moe.top_k, -1).indices.flatten().tolist())  # type: ignore[union-attr]
+            expected = set(scores_TE.topk(2, -1).indices.flatten().tolist())  # of three, the likelier half
             predicted += len(expected)
             right += len(expected & set(routing.layers[following].experts_TK.flatten().tolist()))
         assert (done.predicted, done.right) == (predicted, right)

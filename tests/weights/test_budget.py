@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import tenth
 from tenth.commands import app
-from tenth.errors import RequestError
+from tenth.errors import MachineError, RequestError
 from tenth.kernels.packed import PackedFormat
 from tenth.model.config import MoeConfig
 from tenth.model.decoder import Decoder, initialise
@@ -98,6 +98,12 @@ def test_a_budget_for_all_is_a_plain_load(packed: Path) -> None:
     cache = tenth.load(packed, threads=1, memory=enough - 1).expert_cache
     assert cache is not None
     assert cache.slots == 15
+
+
+def test_a_budget_that_the_machine_does_not_have_is_refused(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenth.weights.load.free_bytes", lambda device: 100_000)
+    with pytest.raises(MachineError, match=r"the budget is 0\.0 GB, the machine has 0\.0 GB free"):
+        tenth.load(packed, memory=_least(packed) + 4 * 4096)
 
 
 def test_what_has_no_budget_is_refused(packed: Path, tmp_path: Path) -> None:

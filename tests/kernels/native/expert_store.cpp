@@ -250,6 +250,31 @@ void check_reading(const Model& model) {
   }
 }
 
+// A file of the process's own memory, at whose offsets are addresses: its file system has no direct reads.
+void check_indirect(const Model& model, const Machine& machine) {
+  const Layer& layer = model.layers[0];
+  const ExpertStore::Place& last = layer.places.back();
+  std::vector<uint8_t> memory(last.offset + whole_pages(last.bytes) + kPage);
+  const int64_t base = ((int64_t)(uintptr_t)memory.data() + kPage - 1) / kPage * kPage;
+  std::vector<ExpertStore::Place> places = layer.places;
+  for (size_t e = 0; e < places.size(); ++e) {
+    int64_t at = places[e].offset += base;
+    for (int i = 0; i < 3; at += bytes_of(layer.parts[3 * e + i]), ++i)
+      std::memcpy((void*)(uintptr_t)at, layer.parts[3 * e + i].matrix().data, bytes_of(layer.parts[3 * e + i]));
+  }
+  ExpertStore store(2, model.slot_bytes(), 2);
+  store.add_layer("/proc/self/mem", layer.inside, places);
+  check::report("why reads are not direct", store.indirect().find("/proc/self/mem: its file system reads through") == 0,
+                store.indirect());
+  bool same = true;
+  for (size_t i = 0; i < model.steps.size(); ++i)
+    if (model.steps[i].layer == 0) {
+      const Rows y = run(machine, layer, model.steps[i], model.inputs[i], store.table(0), &store, false);
+      same &= packed::is_part(y, model.wanted[i], 0);
+    }
+  check::report("the bits: through the page cache", same);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -267,6 +292,7 @@ int main(int count, char** arguments) {
     for (const Machine& machine : {all[0], all[all.size() - 1]})
       for (const bool ahead : {false, true}) check_failure(model, machine, random.integer(1, every), ahead);
     check_reading(model);
+    if (!access("/proc/self/mem", R_OK)) check_indirect(model, all[0]);
     for (const Layer& layer : model.layers) unlink(layer.path.c_str());
   }
   rmdir(folder);
