@@ -77,7 +77,10 @@ def command(
         with progress_bars(quiet=json) as report:
             path = resolve(model, report)
             told = report("serving")
-            served = measure_loads(path, loads, backend=backend, threads=threads, kv=checked_kv(kv), progress=told)
+            budget = None if memory is None else memory_bytes(memory)
+            served = measure_loads(
+                path, loads, backend=backend, threads=threads, kv=checked_kv(kv), memory=budget, progress=told
+            )
         if json:
             print(json_module.dumps(_rounded([asdict(one) for one in served])))
         else:

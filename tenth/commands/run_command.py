@@ -51,7 +51,15 @@ def command(
         stop=stop,
     )
     with progress_bars(quiet=json) as report:
-        how = {"backend": backend, "threads": threads, "kv": kv, "memory": memory}
-        loaded = load(model, dtype=dtype, device=device, **how, report=report)
+        loaded = load(
+            model,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            threads=threads,
+            kv=kv,
+            memory=memory,
+            report=report,
+        )
     print_notes(loaded)
     answer_once(loaded, loaded.stream(text, routing="full", **chosen), experts=experts, json=json)

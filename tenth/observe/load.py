@@ -98,13 +98,14 @@ def measure_loads(
     backend: str = "auto",
     threads: int | None = None,
     kv: KVType = "bf16",
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> list[LoadReport]:
-    """Load a model and run one load after the other."""
+    """Load a model, in `memory` bytes where that is stated, and run one load after the other."""
     with open_checkpoint(path) as checkpoint:
         head_dim = checkpoint.config.head_dim
         kernels = choose_kernels(backend, packed=checkpoint.packed is not None, head_dim=head_dim, threads=threads)
-        decoder = load_decoder(checkpoint, kernels=kernels)
+        decoder = load_decoder(checkpoint, kernels=kernels, memory=memory)
     total, found = sum(load.requests for load in loads), list[LoadReport]()
     for load in loads:
         before = sum(report.settings.requests for report in found)
