@@ -14,7 +14,7 @@ from tenth.engine.engine import Engine
 from tenth.engine.request import Request
 from tenth.engine.sampler import Drawn
 from tenth.engine.stream import FinishReason, Stream
-from tenth.errors import MachineError
+from tenth.errors import MachineError, TenthError
 
 _AUDITS = 60.0  # seconds between two looks at the books of an engine without work
 _PAUSE = 0.001  # seconds, where nobody can go on for a moment
@@ -124,6 +124,8 @@ class AsyncEngine:
         try:
             if not self.engine.step():
                 time.sleep(_PAUSE)
+        except TenthError as error:  # an expert that cannot be read, for one
+            self.engine.abort(error)
         except Exception as error:  # whatever it is, nobody may wait for ever, and others may come
             _log.exception("a step failed: all requests end")
             self.engine.abort(MachineError(f"the engine failed: {type(error).__name__}: {error}"))
