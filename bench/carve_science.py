@@ -414,13 +414,20 @@ def picture(found: Mapping[str, Any], path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=10)
         axes.set(xlabel=f"decode speed over dense ({tok_s:.0f} tok/s), 8 bits, one sequence")
         axes.set_yscale("symlog", linthresh=0.2, linscale=0.5)
-        axes.set_ylim(min(0, *axes.get_ylim()), None)
+        lowest, highest = least_and_most(found, domain)
+        axes.set_ylim(min(-0.05, 1.1 * lowest), 1.3 * highest)  # matplotlib leaves room for negative losses
         axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], minor=False)
         axes.grid(alpha=0.25)
     all_axes[0].set_ylabel("held-out loss above dense, nats a token (95 %)")
     figure.legend(*all_axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def least_and_most(found: Mapping[str, Any], domain: str) -> tuple[float, float]:
+    """The ends of all intervals of a domain."""
+    losses = [arm["losses"][domain] for arm in found["arms"]]
+    return min(loss["added"] - loss["half"] for loss in losses), max(loss["added"] + loss["half"] for loss in losses)
 
 
 def draw(
