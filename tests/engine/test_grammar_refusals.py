@@ -172,7 +172,7 @@ def attempt(errors: list[str], act: Callable[[], Any]) -> Any:
 
 
 def test_time_and_memory_of_a_trial_are_limited() -> None:
-    vocabulary = Vocabulary([bytes([n]) for n in range(256)], (), 256)
+    vocabulary = Vocabulary([bytes([n]) for n in range(256)], (), 256, lambda text: list(text.encode()))
     slow = GrammarCompiler(vocabulary, GrammarLimits(seconds=0.001))
     with pytest.raises(RequestError, match=r"regex grammar: it is not compiled within 0.001 seconds"):
         slow.compile(Grammar.regex("a"))
