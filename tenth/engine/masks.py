@@ -27,6 +27,7 @@ class Masks:
 
     def begin(self, drawing: Sequence[Progress]) -> None:
         """Compute for the next draw of each."""
+        self._fetch()  # those of a step that failed
         self._begun, self._known = [progress for progress in drawing if progress.constrained], {}
         if self._begun:
             self._worker = self._worker or MaskWorker()
@@ -34,9 +35,7 @@ class Masks:
 
     def of(self, progress: Progress) -> Mask:
         """For the next draw; behind the first one of a step it is computed now."""
-        if self._begun:
-            assert self._worker is not None, "begun"
-            self._known, self._begun = dict(zip(self._begun, self._worker.masks(), strict=True)), []
+        self._fetch()
         if not progress.constrained or progress.matcher is None:
             return None
         try:
@@ -44,6 +43,11 @@ class Masks:
         except RequestError as error:
             return error
         return _with_tag(progress, mask)
+
+    def _fetch(self) -> None:
+        if self._begun:
+            assert self._worker is not None, "begun"
+            self._known, self._begun = dict(zip(self._begun, self._worker.masks(), strict=True)), []
 
 
 def _with_tag(progress: Progress, mask: Mask) -> Mask:

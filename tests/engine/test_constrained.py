@@ -160,6 +160,19 @@ def test_bad_grammars_are_refused_and_what_cannot_go_on_ends_alone() -> None:
     assert "no token to draw" in str(stuck.answers[0].error)
 
 
+def test_a_step_that_failed_leaves_no_masks_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of([])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_run", lambda *_: 1 / 0)
+        stream = engine.submit(ask("1?", grammar=COUNTS))
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+        engine.abort(RequestError("the step failed"))
+    assert stream.answers[0].finish_reason == "error"
+    for stream in sampled(engine, 2):
+        assert len(text(stream.answers[0]).split()) == 3
+
+
 @pytest.mark.slow
 def test_hundreds_of_documents_in_one_engine() -> None:
     chance = random.Random(0)
