@@ -73,13 +73,17 @@ def command(
     from tenth.weights.budget import memory_bytes
 
     loads = _loads(context, prompt, generate, concurrency, rate, requests)
+    budget, pages = None if memory is None else memory_bytes(memory), checked_kv(kv)
     if loads:
         with progress_bars(quiet=json) as report:
-            path = resolve(model, report)
-            told = report("serving")
-            budget = None if memory is None else memory_bytes(memory)
             served = measure_loads(
-                path, loads, backend=backend, threads=threads, kv=checked_kv(kv), memory=budget, progress=told
+                resolve(model, report),
+                loads,
+                backend=backend,
+                threads=threads,
+                kv=pages,
+                memory=budget,
+                progress=report("serving"),
             )
         if json:
             print(json_module.dumps(_rounded([asdict(one) for one in served])))
@@ -93,7 +97,7 @@ def command(
         batches=_numbers("batch", batch),
         repeat=repeat,
         chunk=PROMPT_CHUNK if chunk is None else chunk,
-        kv=checked_kv(kv),
+        kv=pages,
     )
     with progress_bars(quiet=json) as report:
         path = resolve(model, report)
@@ -102,7 +106,7 @@ def command(
             settings,
             backend=backend,
             threads=threads,
-            memory=None if memory is None else memory_bytes(memory),
+            memory=budget,
             progress=report("measuring"),
         )
     if json:
