@@ -76,3 +76,7 @@ class TrainingError(TenthError):
 
 class MachineError(TenthError):
     """This machine lacks something: a package, disk, memory, a network."""
+
+
+class EngineError(MachineError):
+    """The engine met what nobody foresaw. The text is for the log: it may hold what is another's."""

@@ -11,12 +11,13 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from tenth.engine.scheduler import Part
+from tenth.engine.part import Part
 from tenth.model.batch import Batch, Placement, Want
+from tenth.routing.limit import TokenLimits
 
 
 def batch_of(parts: Sequence[Part], page_size: int) -> Batch:
-    """Tokens, positions and places of all parts, end to end."""
+    """Tokens, positions, places and limits of all parts, end to end."""
     tokens, lengths = list[int](), list[int]()
     positions, slots, pages = [], [], []
     for part in parts:
@@ -38,6 +39,7 @@ def batch_of(parts: Sequence[Part], page_size: int) -> Batch:
             tuple(pages),
             tuple(lengths),
         ),
+        limits=TokenLimits.of([part.progress.request.limit for part in parts], [part.count for part in parts]),
     )
 
 

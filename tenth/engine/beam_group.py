@@ -5,8 +5,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from tenth.engine.beams import BeamSearch, Branch, Candidates
@@ -20,13 +18,13 @@ from tenth.errors import RequestError
 
 
 class BeamGroup:
-    """One search on the scheduler's sequences; `copy_page` copies keys and values from one page to another."""
+    """One search on the scheduler's sequences."""
 
-    def __init__(self, root: Progress, scheduler: Scheduler, copy_page: Callable[[int, int], None]) -> None:
+    def __init__(self, root: Progress, scheduler: Scheduler) -> None:
         request = root.request
         assert request.beams is not None, "of a request with beams"
         self._search = BeamSearch(request.beams, request.end_ids, root.room, request.length_penalty)
-        self._scheduler, self._copy_page, self._stream = scheduler, copy_page, root.stream
+        self._scheduler, self._stream = scheduler, root.stream
         self._beams: list[Progress] = [root]
         self._found: dict[Progress, Candidates] = {}
 
@@ -34,24 +32,30 @@ class BeamGroup:
         """Note what may follow a beam; once all have come as far they branch. Whether the search is over."""
         found = candidates(progress, logits_V, self._search.wanted, mask)
         if isinstance(found, RequestError):
-            self._stream.answers[0].error = found
-            self.close()
-            return True
+            return self._failed(found)
         self._found[progress], progress.parked = found, True
         if len(self._found) < len(self._beams):
             return False
         branches = self._search.advance([self._found[beam] for beam in self._beams])
-        if branches:
-            self._branch(branches)
-        else:
+        if not branches:
             self._answer()
             self.close()
-        return not branches
+            return True
+        try:
+            self._branch(branches)
+        except RequestError as error:  # the grammar's limits
+            return self._failed(error)
+        return False
 
     def close(self) -> None:
         """Let go of all beams."""
         for beam in self._beams:
             self._scheduler.finish(beam)
+
+    def _failed(self, error: RequestError) -> bool:
+        self._stream.fail(error)
+        self.close()
+        return True
 
     def _branch(self, branches: list[Branch]) -> None:
         """The first child of a beam goes on in its place, others beside it; a beam without children ends."""
@@ -81,17 +85,19 @@ class BeamGroup:
             parent.arrived,
             parent.room,
             list(parent.tokens),
+            parent.biases,
         )
         child.matcher = parent.matcher.fork() if parent.matcher is not None else None
-        pages = self._scheduler.fork(parent, child)
-        if pages is not None:
-            self._copy_page(*pages)
+        self._scheduler.fork(parent, child)
         return child
 
     def _answer(self) -> None:
         best = self._search.best(len(self._stream.answers))
         for answer, (score, beam) in zip(self._stream.answers, best, strict=False):
+            if answer.finish_reason is not None:  # cancelled
+                continue
             answer.drawn, answer.score = [Drawn(token) for token in beam.tokens], score
             answer.finish_reason = "stop" if beam.tokens[-1] in self._stream.request.end_ids else "length"
         for answer in self._stream.answers[len(best) :]:
-            answer.error = RequestError(f"the search found {len(best)} sequences, n is {self._stream.request.n}")
+            if answer.finish_reason is None:
+                answer.error = RequestError(f"the search found {len(best)} sequences, n is {self._stream.request.n}")

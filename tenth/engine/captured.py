@@ -24,8 +24,10 @@ from tenth.model.batch import Batch, Output, Placement, Want
 from tenth.model.cache import KVCache
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
+from tenth.routing.limit import NO_CAP, TokenLimits
 from tenth.routing.record import Routing
 from tenth.routing.rule import RoutingPolicy
+from tenth.routing.stacked import StackedLayers
 
 _LEAST_ROWS = 16
 _LARGE = 64 << 10  # bytes of a copy whose memory is worth keeping
@@ -73,6 +75,8 @@ class _Inputs:
     lengths_S: Tensor
     pages_SP: Tensor
     logits_N: Tensor
+    mass_T: Tensor
+    cap_T: Tensor
 
     def all(self) -> Iterator[Tensor]:
         return (getattr(self, name) for name in self.__slots__)
@@ -89,6 +93,7 @@ class _Step:
     plan: CapturedPlan | None = None
     inputs: list[npt.NDArray[Any]] = field(default_factory=list)  # the plan's memory for stand_ins.all()
     results: dict[int, npt.NDArray[Any]] = field(default_factory=dict)  # and for what each stand-in (its id) stands for
+    routing: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # of all layers, by the names of `StackedLayers`
 
 
 class _Copies:
@@ -171,15 +176,19 @@ class CapturedDecoder:
         plan = self._room(step, {"tokens": len(batch), "logits": len(logits_N), "documents": len(batch.bounds)})
         cos_TC, sin_TC = self.decoder.cos_sin(batch)
         sources = (tokens_T, cos_TC, sin_TC, place.slots_T, batch.bounds, place.lengths, place.pages, logits_N)
-        for target, source in zip(step.inputs, sources, strict=True):
+        *inputs, mass_T, cap_T = step.inputs
+        for target, source in zip(inputs, sources, strict=True):
             if source is place.pages:
                 for row, table in zip(target, place.pages, strict=False):
                     row[: len(table)] = table.numpy()
             else:
                 target[: len(source)] = source.numpy() if isinstance(source, Tensor) else source
+        limits = batch.limits
+        mass_T[: len(batch)] = 1.0 if limits is None else limits.mass_T.numpy()
+        cap_T[: len(batch)] = NO_CAP if limits is None else limits.cap_T.numpy()
         plan.run(len(batch), len(logits_N), len(place.lengths))
         wanted = len(batch) if want.logits == "all" else len(logits_N)
-        return self._result(step, len(batch), wanted)
+        return self._result(step, len(batch), wanted, limited=limits is not None)
 
     def _step(self, cache: KVCache, want: Want, pages: int) -> _Step:
         """The captured pass for this cache and this kind of result."""
@@ -204,6 +213,8 @@ class CapturedDecoder:
                 capture.tensor((), ids, "documents"),
                 capture.tensor((pages,), ids, "documents"),
                 capture.tensor((), ids, "logits"),
+                capture.tensor((), torch.float32, "tokens"),
+                capture.tensor((), ids, "tokens"),
             )
             capture.documents = Documents(inputs.bounds_S, inputs.lengths_S, inputs.pages_SP)
             batch = Batch(
@@ -211,12 +222,15 @@ class CapturedDecoder:
                 positions_T=torch.zeros(STAND_IN_ROWS, dtype=ids),
                 tokens_T=inputs.tokens_T,
                 placement=Placement(inputs.slots_T, (inputs.pages_SP[0],) * STAND_IN_ROWS, (1,) * STAND_IN_ROWS),
+                limits=TokenLimits(inputs.mass_T, inputs.cap_T),  # every step has them: one plan for all batches
             )
             some = isinstance(want.logits, Tensor) or want.logits == "last"
             chosen = replace(want, logits=inputs.logits_N) if some else want
             out = self.decoder.compute(batch, (inputs.cos_TC, inputs.sin_TC), cache, chosen)
-        for tensor in (*inputs.all(), *_results(out)):
+        for tensor in (*inputs.all(), *_states(out)):
             capture.keep(tensor)
+        for _, parts in _decided(out):
+            capture.keep_together(parts)
         return _Step(cache, capture, inputs, out)
 
     def _room(self, step: _Step, rows: Mapping[Kind, int]) -> CapturedPlan:
@@ -224,40 +238,43 @@ class CapturedDecoder:
         had = step.plan.capacity if step.plan is not None else dict.fromkeys(rows, _LEAST_ROWS)
         if step.plan is None or any(had[kind] < count for kind, count in rows.items()):
             capacity = {kind: max(1 << (count - 1).bit_length(), had[kind]) for kind, count in rows.items()}
-            step.plan, step.inputs, step.results = None, [], {}  # the memory goes before the larger one comes
+            step.plan, step.inputs, step.results, step.routing = None, [], {}, {}  # before the larger one comes
             step.plan = CapturedPlan(step.capture, self._machine, capacity)
             step.inputs = [step.plan.view(stand_in).numpy() for stand_in in step.stand_ins.all()]
-            step.results = {id(stand_in): step.plan.view(stand_in).numpy() for stand_in in _results(step.output)}
+            step.results = {id(stand_in): step.plan.view(stand_in).numpy() for stand_in in _states(step.output)}
+            step.routing = {name: step.plan.view_together(parts).numpy() for name, parts in _decided(step.output)}
         return step.plan
 
-    def _result(self, step: _Step, tokens: int, logits: int) -> Output:
+    def _result(self, step: _Step, tokens: int, logits: int, *, limited: bool) -> Output:
         """Copies of a run's results: the next run overwrites the plan's memory."""
         stand_ins = step.output
 
         def rows(stand_in: Tensor | None, count: int) -> Tensor | None:
             return None if stand_in is None else self._copied(step.results[id(stand_in)][:count])
 
-        routing = None
-        if stand_ins.routing is not None:
-            layers = {}
-            for index, layer in stand_ins.routing.layers.items():
-                experts_TK, gates_TK = rows(layer.experts_TK, tokens), rows(layer.gates_TK, tokens)
-                assert experts_TK is not None
-                assert gates_TK is not None
-                dropped_TK = None if layer.dropped_TK is None else torch.zeros_like(experts_TK, dtype=torch.bool)
-                layers[index] = replace(
-                    layer,
-                    experts_TK=experts_TK,
-                    gates_TK=gates_TK,
-                    logits_TE=rows(layer.logits_TE, tokens),
-                    dropped_TK=dropped_TK,
-                )
-            routing = Routing(layers)
+        routing = stand_ins.routing
+        if routing is not None and routing.layers:
+            routing = self._routing(step, routing, tokens, limited=limited)
         return Output(rows(stand_ins.logits_NV, logits), rows(stand_ins.hidden_TD, tokens), routing)
 
+    def _routing(self, step: _Step, routing: Routing, tokens: int, *, limited: bool) -> Routing:
+        # numpy copies in this thread
+        parts = {name: torch.from_numpy(rows[:, :tokens].copy()) for name, rows in step.routing.items()}
+        first = next(iter(routing.layers.values()))
+        return Routing(
+            StackedLayers(tuple(routing.layers), first.num_experts, **parts, score=first.score, limited=limited)
+        )
 
-def _results(out: Output) -> Iterator[Tensor]:
-    """The stand-ins of a pass's results that operations fill."""
+
+def _states(out: Output) -> Iterator[Tensor]:
+    """The stand-ins of logits and hidden states."""
     yield from (part for part in (out.logits_NV, out.hidden_TD) if part is not None)
-    for layer in out.routing.layers.values() if out.routing else ():
-        yield from (part for part in (layer.experts_TK, layer.gates_TK, layer.logits_TE) if part is not None)
+
+
+def _decided(out: Output) -> Iterator[tuple[str, list[Tensor]]]:
+    """The stand-ins of what all routers decided, by the names of `StackedLayers`."""
+    layers = list(out.routing.layers.values()) if out.routing is not None else []
+    for name in ("experts_TK", "gates_TK", "logits_TE"):
+        parts = [part for layer in layers if (part := getattr(layer, name)) is not None]
+        if parts:
+            yield name.replace("_", "_L"), parts

@@ -33,6 +33,24 @@ class Draft:
         return Draft(self.tokens[:count], self.chances[:count], self.proposer)
 
 
+@dataclass(slots=True)
+class DraftCounts:
+    """What came of drafts: steps in which a sequence could have one, tokens drafted in them, and those that stood."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def add(self, drafted: int, accepted: int) -> None:
+        """One more step of a sequence."""
+        self.steps, self.drafted, self.accepted = self.steps + 1, self.drafted + drafted, self.accepted + accepted
+
+    @property
+    def tokens_per_step(self) -> float:
+        """1 where nothing stood; 0 where there was no step."""
+        return (self.steps + self.accepted) / self.steps if self.steps else 0.0
+
+
 class Proposer(Protocol):
     """Guesses how one sequence goes on. `begin` comes first, then `propose` and `take` in turn, at last `close`."""
 

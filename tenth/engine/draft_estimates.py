@@ -15,7 +15,7 @@ _BINS = 8  # of the proposers' own chances
 _POSITIONS = 4  # in a draft: 1, 2, 3 to 4, 5 and on
 _SLOWEST, _FASTEST = 0.1, 0.5  # weight of the newest seconds in an average, recently measured or long ago
 _OLD = 8  # steps
-_SPIKE = 2.0  # a step that takes so many times as long as expected counts as that: the machine did something else
+SPIKE = 2.0  # a step that takes so many times as long as expected counts as that: the machine did something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class StepCosts:
             return
         age = self._step - known.step
         weight = max(min(1 - (1 - _SLOWEST) ** age, _FASTEST), 1 / (known.count + 1))
-        spike = seconds > _SPIKE * known.seconds
+        spike = seconds > SPIKE * known.seconds
         if spike:  # once is chance, twice is a change
-            seconds, weight = (seconds, _FASTEST) if known.spike else (_SPIKE * known.seconds, weight)
+            seconds, weight = (seconds, _FASTEST) if known.spike else (SPIKE * known.seconds, weight)
         known.seconds += weight * (seconds - known.seconds)
         known.count, known.step, known.spike = known.count + 1, self._step, spike
         self._bound_old(tokens, known.seconds)

@@ -64,13 +64,6 @@ class DraftModel:
         return DraftSequence(self)
 
     @torch.inference_mode()
-    def read(self, sequences: Sequence[DraftSequence]) -> None:
-        """Read on in prompts, PROMPT_CHUNK tokens in all: for steps in which the model reads prompts too."""
-        parts, _ = self._unread([(sequence, 1) for sequence in sequences if sequence.rewind(1)])
-        if parts:
-            self._likeliest(parts, [])
-
-    @torch.inference_mode()
     def propose(self, sequences: Sequence[DraftSequence], most: Sequence[int]) -> list[Draft]:
         """The likeliest continuation of each, up to `most` tokens, the chance of a token its probability.
 

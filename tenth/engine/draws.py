@@ -1,6 +1,6 @@
 """What the next token of each sequence is: biases on the model's logits, then its sampler.
 
-N rows, V vocabulary, B beams.
+N rows, V vocabulary, B tokens with a bias.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def draw(drawing: Sequence[Progress], logits_NV: Tensor, masks: Sequence[Mask]) 
     """A token for each; log-probabilities are the model's own, before biases and masks."""
     wanted = [progress.request.logprobs for progress in drawing]
     most = max((number for number in wanted if number is not None), default=None)
-    changed = {row for row, progress in enumerate(drawing) if _bias(progress)}
+    changed = {row for row, one in enumerate(drawing) if one.biases is not None or one.must_go_on}
     drawn: dict[int, Drawn | RequestError] = {n: mask for n, mask in enumerate(masks) if isinstance(mask, RequestError)}
     allowed = [mask if isinstance(mask, Tensor) else None for mask in masks]
     plain = [row for row in range(len(drawing)) if row not in changed and row not in drawn]
@@ -61,17 +61,14 @@ def of_prompt(tokens: Sequence[int], logits_NV: Tensor, count: int) -> list[Draw
     ]
 
 
-def _bias(progress: Progress) -> dict[int, float]:
-    """What is added to logits before the next draw."""
-    request = progress.request
-    early = request.end_ids if progress.generated < request.min_tokens else ()
-    return dict(request.logit_bias) | dict.fromkeys(early, -math.inf)
-
-
 def _biased(progress: Progress, logits_V: Tensor) -> Tensor:
+    """Logits with what is added to them before the next draw, in memory of their own."""
     biased_V = logits_V.clone()
-    for token, bias in _bias(progress).items():
-        biased_V[token] += bias
+    if progress.biases is not None:
+        ids_B, values_B = progress.biases
+        biased_V.index_add_(0, ids_B.to(biased_V.device), values_B.to(biased_V))
+    if progress.must_go_on:
+        biased_V[list(progress.request.end_ids)] = -math.inf
     return biased_V
 
 

@@ -16,36 +16,52 @@ from torch import Tensor
 
 from tenth.engine.assemble import batch_of, rows_of, want_of
 from tenth.engine.beam_group import BeamGroup
+from tenth.engine.bounds import whole
 from tenth.engine.captured import Runner, runner_of
+from tenth.engine.draft import DraftCounts
 from tenth.engine.draws import draw
-from tenth.engine.generate import check_room
 from tenth.engine.grammar_compiler import GrammarCompiler
 from tenth.engine.grammar_matcher import Matcher
 from tenth.engine.masks import Masks
 from tenth.engine.pages import PagePool
-from tenth.engine.progress import Progress
+from tenth.engine.part import Part
+from tenth.engine.progress import Progress, biases_of
 from tenth.engine.request import Request
+from tenth.engine.room import cache_of, room_of
 from tenth.engine.sampler import Drawn, Sampler
-from tenth.engine.scheduler import Part, Scheduler, SchedulerOptions
+from tenth.engine.scheduler import Scheduler, SchedulerOptions
 from tenth.engine.speculation import MakeProposer, Speculation
 from tenth.engine.stream import Answer, FinishReason, Stream
 from tenth.engine.thinking import Thought
-from tenth.engine.work import Work, note_prompt, note_routing, works_of
+from tenth.engine.watched import WatchedRunner
+from tenth.engine.work import Work, note_prompt, note_routing, rows_at, works_of
 from tenth.errors import RequestError, TenthError
 from tenth.kernels.contract import KVType
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Output
-from tenth.model.cache import KVCache, bytes_per_page
+from tenth.model.cache import bytes_per_page, checked_kv
+from tenth.model.config import fitted_limit
+from tenth.routing.limit import ExpertLimit
+from tenth.routing.window import RoutingWindow
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`pages` of `page_size` tokens for keys and values of type `kv`, and the scheduler's limits."""
+    """`pages` of `page_size` tokens for keys and values of type `kv`, and the scheduler's limits.
+
+    `limit` is that of requests that have none of their own. RequestError for what cannot be.
+    """
 
     pages: int = 256
     page_size: int = 32
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     kv: KVType = "bf16"
+    limit: ExpertLimit | None = None
+
+    def __post_init__(self) -> None:
+        whole("EngineOptions.pages", self.pages, 1)
+        whole("EngineOptions.page_size", self.page_size, 1)
+        checked_kv(self.kv)
 
     def within(self, memory: int, decoder: Runner) -> EngineOptions:
         """As many pages as so many bytes have room for; RequestError where that is none."""
@@ -69,50 +85,80 @@ class Engine:
     ) -> None:
         """With `proposer` tokens are guessed ahead where that pays; the tokens that come stay the same.
 
-        `grammars` knows the vocabulary, for requests with a grammar.
+        `grammars` knows the vocabulary, for requests with a grammar. MachineError where pages are more than memory.
         """
         options = options or EngineOptions()
+        self.limit = fitted_limit(options.limit, decoder.config)
         self._decoder, self._runner, self._clock = decoder, runner_of(decoder), clock
-        self._cache = KVCache(
-            decoder.config, options.pages, options.page_size, decoder.dtype, decoder.device, decoder.kernels, options.kv
+        self._cache = cache_of(decoder, options.pages, options.page_size, options.kv)
+        self.scheduler = Scheduler(
+            PagePool(options.pages), self._cache.page_size, options.scheduler, self._cache.copy_page
         )
-        self.scheduler = Scheduler(PagePool(options.pages), self._cache.page_size, options.scheduler)
+        self.tokens = options.pages * self._cache.page_size  # that the cache has room for
         self._numbers = count()
         self._searches: dict[Stream, BeamGroup] = {}
         self._grammars, self._masks = grammars, Masks()
         self._speculation = None if proposer is None else Speculation(proposer, clock)
         self._submitted: deque[Progress] = deque()
+        self.changed: set[Stream] = set()  # by the last step, and by `abort` behind it
+
+    def prepare(self, request: Request) -> None:
+        """Compile a request's grammar, which may take seconds, so that `submit` is quick; any thread may."""
+        if request.grammar is not None and self._grammars is not None:
+            self._grammars.compile(request.grammar)
 
     def submit(self, request: Request) -> Stream:
         """Let a request wait for its turn; RequestError where it does not fit model or cache, or its grammar is bad."""
-        room = self._room(request)
+        own = self.limit if request.limit is None else fitted_limit(request.limit, self._decoder.config)
+        request = request if own == request.limit else replace(request, limit=own)
+        room = room_of(request, self._decoder, self.scheduler)
         samplers = self._samplers(request)
-        stream = Stream(request, [Answer(sampler.seed) for sampler in samplers])
+        stream, sequences = Stream(request, [Answer(sampler.seed) for sampler in samplers]), list[Progress]()
+        biases = biases_of(request)
         for sampler, answer in zip(samplers[:1] if request.beams else samplers, stream.answers, strict=False):
             # a search begins as one sequence
-            progress = Progress(stream, answer, sampler, next(self._numbers), self._clock(), room, list(request.prompt))
+            number, tokens = next(self._numbers), list(request.prompt)
+            progress = Progress(stream, answer, sampler, number, self._clock(), room, tokens, biases)
             if request.thinking is not None:
                 progress.thought = Thought(request.thinking)
             if request.grammar is not None:
                 progress.matcher = self._start(request)
-            self._submitted.append(progress)
+            sequences.append(progress)
+        self._submitted.extend(sequences)  # all or, where a grammar fails, none
         return stream
 
     def abort(self, error: TenthError) -> None:
         """End everything with an error, so that a step that failed holds nothing."""
-        self._arrive()
-        for progress in self.scheduler.sequences:
-            progress.answer.error = error
+        new = list[Progress]()
+        while self._submitted:
+            new.append(self._submitted.popleft())
+        for progress in [*self.scheduler.sequences, *new]:
+            progress.stream.fail(error)
             self._finish(progress, "error")
+
+    def watch(self, window: RoutingWindow) -> None:
+        """Show it what routers decide, from the next step on."""
+        self._runner = WatchedRunner(self._runner, window)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Sequences at work, and waiting."""
+        return len(self.scheduler.running), len(self.scheduler.waiting) + len(self._submitted)
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._submitted or self.scheduler.running or self.scheduler.waiting)
+        return any(self.load)
+
+    @property
+    def draft_counts(self) -> DraftCounts | None:
+        """What came of tokens guessed ahead so far; None where nobody guesses."""
+        return None if self._speculation is None else self._speculation.counts
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Schedule, run, commit; whether there was anything to compute."""
+        self.changed = set()
         self._arrive()
         self._drop_cancelled()
         if self._speculation is not None:
@@ -132,45 +178,36 @@ class Engine:
             raise RequestError("this engine has no vocabulary for grammars: make it with one")
         return self._grammars.start(request.grammar, request.end_ids)
 
-    def _room(self, request: Request) -> int:
-        """Tokens that may follow; RequestError where the context or the cache is too small."""
-        if request.rolling is None:
-            room = check_room(self._decoder, request.prompt, request.max_tokens)
-            self.scheduler.check(len(request.prompt) + room, request.beams or 1)
-            return room
-        visible, context = self.scheduler.visible(request.rolling), self._decoder.config.context_length
-        if visible > context:
-            raise RequestError(f"rolling sees {visible} tokens, first page included, the model's context is {context}")
-        self.scheduler.check(min(len(request.prompt) + request.max_tokens, visible), 1)
-        return request.max_tokens
-
     def _samplers(self, request: Request) -> list[Sampler]:
         """One for each answer, each with a seed of its own."""
         vocab_size, kernels = self._decoder.config.vocab_size, self._decoder.kernels
-        for token in request.token_ids:
-            if not 0 <= token < vocab_size:
-                raise RequestError(f"token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
+        highest = max(request.token_ids, default=0)
+        if highest >= vocab_size:
+            raise RequestError(f"token id {highest} is outside the vocabulary, 0 to {vocab_size - 1}")
         team = kernels.machine if isinstance(kernels, CpuKernels) else True
 
-        def sampler(number: int) -> Sampler:
-            seed = request.sampling.seed
-            options = request.sampling if seed is None else replace(request.sampling, seed=(seed + number) % (1 << 63))
-            return Sampler(options, request.prompt, vocab_size, request.forbidden, native=team)
-
-        return [sampler(number) for number in range(request.n)]
+        first = Sampler(request.sampling, request.prompt, vocab_size, request.forbidden, native=team)
+        seed = request.sampling.seed
+        seeds = [None if seed is None else (seed + number) % (1 << 63) for number in range(1, request.n)]
+        return [first, *map(first.beside, seeds)]
 
     def _arrive(self) -> None:
         while self._submitted:
-            progress = self._submitted.popleft()
+            progress = self._submitted[0]
             if progress.request.beams:
-                self._searches[progress.stream] = BeamGroup(progress, self.scheduler, self._cache.copy_page)
+                self._searches[progress.stream] = BeamGroup(progress, self.scheduler)
             self.scheduler.submit(progress)
+            self._submitted.popleft()  # only now: who is nowhere would never end where this fails
             self._force(progress)
 
     def _drop_cancelled(self) -> None:
         for progress in self.scheduler.sequences:
-            if progress.answer.cancelled or progress.stream.cancelled:
+            searched = progress.request.beams is not None  # for all answers, as long as one of them is wanted
+            if progress.stream.cancelled if searched else progress.answer.cancelled:
                 self._finish(progress, "cancelled")
+        for stream in self._searches:
+            if stream.drop():
+                self.changed.add(stream)
 
     def _run(self, parts: Sequence[Part], rows: Sequence[range]) -> Output:
         return self._runner(batch_of(parts, self._cache.page_size), self._cache, want_of(parts, rows))
@@ -189,7 +226,7 @@ class Engine:
                 self._search(work.progress, logits_NV[work.row])
             drawing = [work for work in drawing if work.progress.request.beams is None]
             places = [work.row for work in drawing]
-            chosen_NV = logits_NV if places == list(range(len(logits_NV))) else logits_NV[places]  # rarely a copy
+            chosen_NV = rows_at(logits_NV, places)
             masks = [self._masks.of(work.progress) for work in drawing]
             drawn = draw([work.progress for work in drawing], chosen_NV, masks)
             for work, one in zip(drawing, drawn, strict=True):
@@ -218,11 +255,17 @@ class Engine:
         answer, matcher, constrained = progress.answer, progress.matcher, progress.constrained
         progress.tokens.append(drawn.token)
         answer.drawn.append(drawn)
+        self.changed.add(progress.stream)
         if progress.thought is not None:
             progress.thought.take(drawn.token)
             answer.thought = progress.thought.tokens
         if matcher is not None and constrained and progress.constrained and not forced:
-            matcher.take(drawn.token)
+            try:
+                matcher.take(drawn.token)
+            except RequestError as error:  # it was allowed, but what follows is too much for the grammar's limits
+                answer.error = error
+                self._finish(progress, "error")
+                return
         if drawn.token in progress.request.end_ids or (matcher is not None and matcher.stopped):
             self._finish(progress, "stop")
         elif progress.generated >= progress.room:
@@ -244,12 +287,14 @@ class Engine:
 
     def _finish(self, progress: Progress, reason: FinishReason) -> None:
         progress.answer.finish_reason = reason
+        self.changed.add(progress.stream)
         self.scheduler.finish(progress)
         if progress.stream in self._searches:
             self._close(progress.stream, reason)
 
     def _close(self, stream: Stream, reason: FinishReason) -> None:
         """End a search; `reason` is for answers that have none."""
+        self.changed.add(stream)
         self._searches.pop(stream).close()
         for answer in stream.answers:
             answer.finish_reason = answer.finish_reason or reason

@@ -13,7 +13,9 @@ from tenth.engine.sampler import Sampler
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import RequestError
 from tenth.model.batch import Batch, Want
+from tenth.model.config import fitted_limit
 from tenth.model.decoder import Decoder
+from tenth.routing.limit import ExpertLimit
 from tenth.routing.record import RecordKind, Routing
 
 
@@ -34,18 +36,21 @@ def naive_generate(
     max_tokens: int,
     end_ids: Collection[int] = (),
     record: RecordKind = "none",
+    limit: ExpertLimit | None = None,
 ) -> Iterator[Step]:
     """The whole sequence through the network for each token, no cache: the oracle of everything faster.
 
     Ends behind a token of `end_ids`, or after `max_tokens`, or where the context is full.
     """
     shown: list[int] = []
+    limit = fitted_limit(limit, decoder.config)
 
     @torch.inference_mode()
     def show(tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:
         new = len(tokens)
         shown.extend(tokens)
-        out = decoder(Batch.of([shown], device=decoder.device), want=Want(logits="last", routing=record))
+        batch = Batch.of([shown], device=decoder.device, limit=limit)
+        out = decoder(batch, want=Want(logits="last", routing=record))
         assert out.logits_NV is not None
         routing = None if out.routing is None else out.routing.select(slice(len(shown) - new, None)).detach()
         return out.logits_NV[0], routing
@@ -62,15 +67,17 @@ def cached_generate(
     max_tokens: int,
     end_ids: Collection[int] = (),
     record: RecordKind = "none",
+    limit: ExpertLimit | None = None,
 ) -> Iterator[Step]:
     """The same tokens with the keys and values kept; what `sequence` shares with the prompt is not computed again.
 
     The sequence belongs to the generation that began last; one that it was taken from ends with a RequestError.
     """
     room = check_room(sequence.decoder, prompt, max_tokens)
+    limit = fitted_limit(limit, sequence.decoder.config)
 
     def run() -> Iterator[Step]:
-        rest = sequence.restart(prompt)
+        rest = sequence.restart(prompt, limit)
         mine = sequence.turn
 
         def show(tokens: Sequence[int]) -> tuple[Tensor, Routing | None]:

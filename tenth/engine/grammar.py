@@ -11,7 +11,7 @@ from tenth.engine.grammar_python import python_grammar
 from tenth.engine.grammar_schema import checked_schema
 from tenth.errors import RequestError
 
-GrammarKind = Literal["json", "json_schema", "regex", "lark", "choice", "python"]
+GrammarKind = Literal["json", "json_schema", "regex", "lark", "choice", "python", "calls"]
 
 LONGEST = 256 << 10
 """Characters of a grammar's text."""
@@ -25,7 +25,7 @@ class Grammar:
 
     Equal grammars are compiled once. Best made by the functions below. `text` is, by kind: `object` or `value`; a JSON
     schema; a regular expression that the whole answer matches; a grammar in llguidance's Lark dialect; a JSON list of
-    strings, one of which the answer is; nothing (`grammar_python.py` says what of Python).
+    strings, one of which the answer is; nothing (`grammar_python.py` says what of Python); calls of tools as Lark.
     """
 
     kind: GrammarKind
@@ -72,6 +72,11 @@ class Grammar:
         return cls("lark", text)
 
     @classmethod
+    def calls(cls, text: str) -> Grammar:
+        """Calls of tools: a Lark grammar that was made here, around schemas that `checked_schema` has passed."""
+        return cls("calls", text)
+
+    @classmethod
     def choice(cls, options: Sequence[str]) -> Grammar:
         """One of these texts."""
         try:
@@ -99,7 +104,7 @@ class Grammar:
             return "json_schema", _SCHEMAS[self.text]
         if self.kind == "json_schema":
             return "json_schema", json.dumps(checked_schema(self.text), ensure_ascii=False)
-        return self.kind, self.text
+        return ("lark" if self.kind == "calls" else self.kind), self.text
 
 
 def _choices(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from concurrent.futures import Future
 
 import llguidance
 
@@ -22,13 +23,13 @@ class GrammarCompiler:
     """The grammars of one vocabulary; for any number of threads.
 
     What a user wrote is compiled in a process of its own first (about 0.1 s), which limits time and memory and may
-    crash. A server calls `compile` before it submits the request, outside of the engine's thread.
+    crash. Requests with equal grammars share one compilation, also while it goes on.
     """
 
     def __init__(self, vocabulary: Vocabulary, limits: GrammarLimits | None = None, kept: int = _KEPT) -> None:
         self.vocabulary, self.limits = vocabulary, limits or GrammarLimits()
         self._kept, self._lock = kept, threading.Lock()
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Future[llguidance.LLMatcher]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> None:
         """Make `start` quick for this grammar; RequestError, in one line, where it cannot be used."""
@@ -41,15 +42,23 @@ class GrammarCompiler:
     def _prototype(self, grammar: Grammar) -> llguidance.LLMatcher:
         with self._lock:
             known = self._compiled.get(grammar)
-            if known is not None:
-                self._compiled.move_to_end(grammar)
-                return known
-        made = self._make(grammar)
-        with self._lock:
-            self._compiled[grammar] = made
+            made = known or self._compiled.setdefault(grammar, Future())
+            self._compiled.move_to_end(grammar)
             while len(self._compiled) > self._kept:
                 self._compiled.popitem(last=False)
-        return made
+        if known is None:
+            self._fulfil(grammar, made)
+        return made.result()
+
+    def _fulfil(self, grammar: Grammar, made: Future[llguidance.LLMatcher]) -> None:
+        """Compile it for all who wait; what failed is not kept, for the machine may have been busy."""
+        try:
+            made.set_result(self._make(grammar))
+        except BaseException as error:
+            with self._lock:
+                if self._compiled.get(grammar) is made:
+                    del self._compiled[grammar]
+            made.set_exception(error)
 
     def _make(self, grammar: Grammar) -> llguidance.LLMatcher:
         language, text = grammar.source()

@@ -6,6 +6,7 @@ V vocabulary; W words of 32 bits, one bit a token: the layout of the sampler's o
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -28,21 +29,26 @@ class Matcher:
         self._library, self._vocabulary = library, vocabulary
         self._end_ids = frozenset(end_ids)
         self._ends_W = vocabulary.words_of(self._end_ids)
+        self._text_W = vocabulary.known_W & ~self._ends_W
         self._ended = False
+        self.seconds = 0.0
+        """What the last mask took."""
 
     def mask_W(self) -> Tensor:
         """The tokens that may be next (int32); RequestError where there is none, or the grammar is too complex."""
         if self._ended:
             raise RequestError("the grammar has ended: nothing follows an end token")
-        size = self._vocabulary.size
+        size, start = self._vocabulary.size, time.perf_counter()
         mask_W: Words = np.zeros(size // 32 + 1, dtype=np.int32)  # one bit more than V: llguidance's own end token
         self._library.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
         self._check()
-        allowed_W = mask_W[: -(-size // 32)] & self._vocabulary.known_W & ~self._ends_W
+        allowed_W = mask_W[: -(-size // 32)]
+        allowed_W &= self._text_W
         if self.accepting:
             allowed_W |= self._ends_W
         if not allowed_W.any():
             raise RequestError("the grammar is complete and there is no end token" if self.stopped else _NOTHING)
+        self.seconds = time.perf_counter() - start
         return torch.from_numpy(allowed_W)
 
     def take(self, token: int) -> None:
@@ -57,19 +63,12 @@ class Matcher:
     def _consume(self, token: int) -> bool:
         return 0 <= token < self._vocabulary.size and self._library.try_consume_tokens([token]) == 1
 
-    def rollback(self, count: int) -> None:
-        """Take back so many tokens, no more than were taken; RequestError where the grammar cannot (`max_tokens`)."""
-        if count and self._ended:
-            self._ended = False
-            count -= 1
-        if count and not self._library.rollback(count):
-            self._check()
-
     def fork(self) -> Matcher:
         """Another one in the same state; what happens to either does not change the other."""
         twin = Matcher.__new__(Matcher)
         twin._library, twin._vocabulary = self._library.deep_copy(), self._vocabulary
-        twin._end_ids, twin._ends_W, twin._ended = self._end_ids, self._ends_W, self._ended
+        twin._end_ids, twin._ends_W, twin._text_W = self._end_ids, self._ends_W, self._text_W
+        twin._ended, twin.seconds = self._ended, self.seconds
         return twin
 
     def forced(self) -> list[int]:
@@ -107,27 +106,28 @@ _SHOWN = re.compile(r"\d+ \|")  # a line of the grammar
 
 
 class MaskWorker:
-    """Computes masks in threads of its own while the network runs: llguidance lets go of the interpreter.
+    """Computes masks in a thread of its own while the network runs: llguidance lets go of the interpreter.
 
     `prepare`, and then `masks` once; in between nobody else touches the matchers.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="masks")
-        self._jobs: list[Future[Tensor | RequestError] | None] = []
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._job: Future[list[Tensor | RequestError]] | None = None
 
-    def prepare(self, matchers: Sequence[Matcher | None]) -> None:
-        """Begin with the masks of these sequences; None for one that has no grammar."""
-        assert not self._jobs, "the last masks were not fetched"
-        self._jobs = [None if matcher is None else self._pool.submit(_mask, matcher) for matcher in matchers]
+    def prepare(self, matchers: Sequence[Matcher]) -> None:
+        """Begin with the masks of these sequences."""
+        assert self._job is None, "the last masks were not fetched"
+        self._job = self._pool.submit(lambda: [_mask(matcher) for matcher in matchers])
 
-    def masks(self) -> list[Tensor | RequestError | None]:
+    def masks(self) -> list[Tensor | RequestError]:
         """The mask (W) of each, in order; an error is that of one sequence alone."""
-        jobs, self._jobs = self._jobs, []
-        return [None if job is None else job.result() for job in jobs]
+        assert self._job is not None, "prepared"
+        job, self._job = self._job, None
+        return job.result()
 
     def close(self) -> None:
-        """End the threads."""
+        """End the thread."""
         self._pool.shutdown(cancel_futures=True)
 
 

@@ -1,4 +1,7 @@
-"""Which tokens grammars allow next: computed in a thread of their own while the network runs.
+"""Which tokens grammars allow next: slow masks are computed in a thread of their own while the network runs.
+
+A thread beside the network's takes a core from one of them, for which all others wait: that costs more than a quick
+mask (bench/grammar_cost.py), so quick ones are computed behind the pass.
 
 W words of 32 bits, one bit a token.
 """
@@ -13,6 +16,9 @@ from tenth.engine.grammar_matcher import MaskWorker
 from tenth.engine.progress import Progress
 from tenth.errors import RequestError
 
+SLOW = 5e-4
+"""Seconds from which on a mask is worth the thread."""
+
 Mask = Tensor | RequestError | None
 """Of one sequence: what it may draw, why it cannot go on, or that it may draw anything."""
 
@@ -26,15 +32,16 @@ class Masks:
         self._known: dict[Progress, Mask] = {}
 
     def begin(self, drawing: Sequence[Progress]) -> None:
-        """Compute for the next draw of each."""
+        """Compute for the next draw of each whose last mask was slow."""
         self._fetch()  # those of a step that failed
-        self._begun, self._known = [progress for progress in drawing if progress.constrained], {}
+        slow = {p: p.matcher for p in drawing if p.constrained and p.matcher and p.matcher.seconds >= SLOW}
+        self._begun, self._known = list(slow), {}
         if self._begun:
             self._worker = self._worker or MaskWorker()
-            self._worker.prepare([progress.matcher for progress in self._begun])
+            self._worker.prepare(list(slow.values()))
 
     def of(self, progress: Progress) -> Mask:
-        """For the next draw; behind the first one of a step it is computed now."""
+        """For the next draw; what was not begun, or is behind the first draw of a step, is computed now."""
         self._fetch()
         if not progress.constrained or progress.matcher is None:
             return None
@@ -47,7 +54,8 @@ class Masks:
     def _fetch(self) -> None:
         if self._begun:
             assert self._worker is not None, "begun"
-            self._known, self._begun = dict(zip(self._begun, self._worker.masks(), strict=True)), []
+            begun, self._begun = self._begun, []  # whatever comes of them, they are not waited for again
+            self._known = dict(zip(begun, self._worker.masks(), strict=True))
 
 
 def _with_tag(progress: Progress, mask: Mask) -> Mask:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from tenth.engine.grammar_matcher import Matcher
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler
 from tenth.engine.stream import Answer, Stream
 from tenth.engine.thinking import Thought
+
+Biases = tuple[Tensor, Tensor]
+"""Token ids (int64), each once, and what is added to their logits (float64)."""
+
+
+def biases_of(request: Request) -> Biases | None:
+    """Its `logit_bias` as tensors, which all its sequences share; None where it has none."""
+    given = request.logit_bias
+    return (torch.tensor(list(given)), torch.tensor(list(given.values()), dtype=torch.float64)) if given else None
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +38,7 @@ class Progress:
     arrived: float
     room: int  # tokens that may be drawn: no more than the context has
     tokens: list[int]
+    biases: Biases | None = None
     draft: list[int] = field(default_factory=list)
     thought: Thought | None = None
     matcher: Matcher | None = None  # where it stands in its grammar
@@ -36,6 +49,7 @@ class Progress:
     recorded: int = 0  # tokens whose routing was given
     parked: bool = False
     preemptions: int = 0
+    awaited: tuple[Progress, int] | None = None  # who computes its beginning, and how many tokens of it
 
     @property
     def request(self) -> Request:
@@ -61,6 +75,17 @@ class Progress:
     def generated(self) -> int:
         """Tokens that were drawn, or that the engine put in."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether the next token must not be an end."""
+        return self.generated < self.request.min_tokens and bool(self.request.end_ids)
+
+    @property
+    def width(self) -> int:
+        """Places in a step that it takes, or will when it is searched on from."""
+        forked = self.generated > 0
+        return 1 if forked or self.request.beams is None else self.request.beams
 
     @property
     def order(self) -> tuple[int, int]:

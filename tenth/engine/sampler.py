@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tenth.engine.bounds import whole, within
+from tenth.engine.seen import PromptTokens, SeenTokens
 from tenth.errors import RequestError
 from tenth.kernels.cpu.machine import built, machine
 
@@ -48,27 +51,15 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_p", self.top_p, 0.0, 1.0, above=True)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
-        _within("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        _whole("top_k", self.top_k, 1 << 31)
+        within("temperature", self.temperature, 0.0, 100.0)
+        within("top_p", self.top_p, 0.0, 1.0, above=True)
+        within("min_p", self.min_p, 0.0, 1.0)
+        within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        within("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        within("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        whole("top_k", self.top_k, 0, 1 << 31)
         if self.seed is not None:
-            _whole("seed", self.seed, _SEEDS - 1)
-
-
-def _within(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (above and value == low):  # NaN is not within anything
-        bounds = f"above {low:g}, up to {high:g}" if above else f"between {low:g} and {high:g}"
-        raise RequestError(f"{name} is {value!r:.40}, it must lie {bounds}")
-
-
-def _whole(name: str, value: int, most: int) -> None:
-    if type(value) is not int or not 0 <= value <= most:
-        raise RequestError(f"{name} is {value!r:.40}, it must be a whole number from 0 to {most}")
+            whole("seed", self.seed, 0, _SEEDS - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +72,6 @@ class Drawn:
     token: int
     logprob: float | None = None
     top: Sequence[tuple[int, float]] = ()
-
-
-class _Seen:
-    """The tokens of a request, each once, and how often each was generated."""
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
-        # numpy: torch takes 10 microseconds to write a number, which is every token of every request
-        self._ids = np.array([*self._places, *[0] * 64], dtype=np.int32)
-        self._counts = np.zeros(len(self._ids), dtype=np.float32)
-
-    @property
-    def ids_S(self) -> Tensor:
-        return torch.from_numpy(self._ids[: len(self._places)])
-
-    @property
-    def counts_S(self) -> Tensor:
-        return torch.from_numpy(self._counts[: len(self._places)])
-
-    def add(self, token: int) -> None:
-        place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._ids[place] = token
-        self._counts[place] += 1
 
 
 class Sampler:
@@ -125,16 +90,27 @@ class Sampler:
         *,
         native: _native.Machine | bool = True,
     ) -> None:
-        self.options = options
-        self.seed = secrets.randbelow(_DRAWN_SEEDS) if options.seed is None else options.seed
-        self._generator = torch.Generator().manual_seed(self.seed)
         for bad in (min(prompt, default=0), max(prompt, default=0)):
             if not 0 <= bad < vocab_size:
                 raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-        self._seen = _Seen(prompt)
+        self._prompt = PromptTokens(prompt if _penalises(options) else ())  # who takes no penalty looks at nothing
         self._vocab_size = vocab_size
         self._forbidden = torch.tensor(sorted(forbidden), dtype=torch.int64)
+        self._allowed_W = _allowed(self._forbidden, vocab_size)
         self._native = native
+        self._begin(options.seed, options)
+
+    def beside(self, seed: int | None) -> Sampler:
+        """One for another answer to the same prompt, by the same options but the seed."""
+        other = copy(self)  # what depends on the prompt alone is shared
+        other._begin(seed, self.options)
+        return other
+
+    def _begin(self, seed: int | None, options: Sampling) -> None:
+        self.options = replace(options, seed=seed)
+        self.seed = secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._seen = SeenTokens(self._prompt)
 
     def draw(self, logits_V: Tensor) -> int:
         """Choose the next token and remember it; RequestError where the logits are NaN, or leave no token to draw."""
@@ -144,8 +120,9 @@ class Sampler:
         return drawn.token
 
     def note(self, token: int) -> None:
-        """Remember a token that came without a draw."""
-        self._seen.add(token)
+        """Remember a token that came, drawn or not."""
+        if _penalises(self.options):
+            self._seen.add(token)
 
     @cached_property
     def _team(self) -> _native.Machine | None:
@@ -157,22 +134,9 @@ class Sampler:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     @property
-    def _penalises(self) -> bool:
-        options = self.options
-        return options.repetition_penalty != 1.0 or bool(options.presence_penalty or options.frequency_penalty)
-
-    @property
     def _repetition_penalty(self) -> float:
         # not so small that float32 makes 0 of it: minus infinity times it must stay what it is
         return max(self.options.repetition_penalty, torch.finfo(torch.float32).tiny)
-
-    @cached_property
-    def _allowed_W(self) -> Tensor | None:
-        if not len(self._forbidden):
-            return None
-        allowed = np.ones(-(-self._vocab_size // 32) * 32, dtype=np.bool_)
-        allowed[self._forbidden.numpy()] = False
-        return torch.from_numpy(np.packbits(allowed, bitorder="little").view(np.int32))
 
     def _also(self, allowed_W: Tensor | None) -> Tensor | None:
         """A mask for one draw, and what is never drawn."""
@@ -183,7 +147,7 @@ class Sampler:
         from tenth.kernels.cpu.sampling import RowSampling
 
         options = self.options
-        ids_S, counts_S = (self._seen.ids_S, self._seen.counts_S) if self._penalises else (_NONE_IDS, _NONE_COUNTS)
+        ids_S, counts_S = (self._seen.ids_S, self._seen.counts_S) if _penalises(options) else (_NONE_IDS, _NONE_COUNTS)
         return RowSampling(
             temperature=options.temperature,
             top_k=options.top_k,
@@ -256,8 +220,21 @@ def draw_rows(
         drawn = _by_native(team, samplers, logits_RV, logprobs, allowed)
     for sampler, one in zip(samplers, drawn, strict=True):
         if isinstance(one, Drawn):
-            sampler._seen.add(one.token)
+            sampler.note(one.token)
     return drawn
+
+
+def _allowed(forbidden: Tensor, vocab_size: int) -> Tensor | None:
+    """The mask (W) of all other tokens; None where nothing is forbidden."""
+    if not len(forbidden):
+        return None
+    allowed = np.ones(-(-vocab_size // 32) * 32, dtype=np.bool_)
+    allowed[forbidden.numpy()] = False
+    return torch.from_numpy(np.packbits(allowed, bitorder="little").view(np.int32))
+
+
+def _penalises(options: Sampling) -> bool:
+    return options.repetition_penalty != 1.0 or bool(options.presence_penalty or options.frequency_penalty)
 
 
 def _by_native(

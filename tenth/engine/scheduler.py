@@ -2,7 +2,7 @@
 
 A step gives every sequence that generates its one token, and those guessed behind it, then chunks of prompts to the
 others, until the budget of tokens is spent. Where pages run out, what the prefix cache keeps goes first, then guesses,
-then the sequence that is last in order waits again: its tokens stay, and its full pages as long as nobody needs them.
+then the sequence that is last in order waits again: its tokens stay, and its pages as long as nobody needs them.
 
 A sequence whose prompt begins like one that is just being computed waits for those pages instead of computing them too.
 """
@@ -10,58 +10,46 @@ A sequence whose prompt begins like one that is just being computed waits for th
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from tenth.engine.bounds import whole, within
+from tenth.engine.coming import is_coming, shares
 from tenth.engine.pages import PagePool
-from tenth.engine.prefix import PrefixCache
+from tenth.engine.part import Counts, Part
+from tenth.engine.prefix import Found, PrefixCache
 from tenth.engine.progress import Progress
 from tenth.errors import RequestError
+
+CopyPage = Callable[[int, int], None]
+"""Makes the second page what the first one is, at once."""
 
 _ROWS = 256  # tokens of a prompt at once whose log-probabilities are wanted: each is a row of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """Limits of a step: `tokens` in all, `sequences` at work at once; seconds and number that new ones may wait for."""
+    """Limits of a step: `tokens` in all, `sequences` at work at once; seconds and number that new ones may wait for.
+
+    RequestError for what cannot be.
+    """
 
     tokens: int = 2048
     sequences: int = 32
     wait: float = 0.05
     together: int = 32
 
-
-@dataclass(slots=True)
-class Counts:
-    """Since the beginning: tokens that went through the network, tokens found in the prefix cache, preemptions."""
-
-    computed: int = 0
-    found: int = 0
-    preempted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The next `count` tokens of a sequence; its pages have room for them.
-
-    Where it `turns`, the first ones again, for the places before its window: keys are turned by their positions.
-    """
-
-    progress: Progress
-    count: int
-    turns: bool = False
-
-    @property
-    def draws(self) -> bool:
-        """Whether the network has then seen all tokens, so that the next one can be drawn."""
-        return self.count == self.progress.pending and not self.turns
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequences", "together"):
+            whole(f"SchedulerOptions.{name}", getattr(self, name), 1)
+        within("SchedulerOptions.wait", self.wait, 0.0, 3600.0)
 
 
 class Scheduler:
     """Owns the queues; pages are its own while a sequence is at work."""
 
-    def __init__(self, pool: PagePool, page_size: int, options: SchedulerOptions) -> None:
-        self.options, self._pool, self._size = options, pool, page_size
+    def __init__(self, pool: PagePool, page_size: int, options: SchedulerOptions, copy_page: CopyPage) -> None:
+        self.options, self._pool, self._size, self._copy_page = options, pool, page_size, copy_page
         self.prefix = PrefixCache(pool, page_size)
         self.waiting: list[Progress] = []  # in order
         self.running: list[Progress] = []  # in order
@@ -85,23 +73,30 @@ class Scheduler:
         """Let a sequence wait, one that has been checked."""
         bisect.insort(self.waiting, progress, key=lambda p: p.order)
 
-    def fork(self, parent: Progress, child: Progress) -> tuple[int, int] | None:
-        """Put a copy of a sequence beside it, which shares its full pages; returns the page to copy and its copy.
+    def fork(self, parent: Progress, child: Progress) -> None:
+        """Put a copy of a sequence beside it, which shares its full pages and has a copy of the last one.
 
-        None where there is nothing to copy, or no room for it: the child computes these tokens again.
+        Where there is no room for the copy, the child computes these tokens again.
         """
         full = parent.computed // self._size
         child.pages, child.computed = parent.pages[:full], full * self._size
         self._pool.hold(child.pages)
         bisect.insort(self.running, child, key=lambda p: p.order)
-        if parent.computed == child.computed or not self._make_room(1):
-            return None
-        child.pages = [*child.pages, *self._pool.take(1)]
-        child.computed = parent.computed
-        return parent.pages[full], child.pages[full]
+        if parent.computed > child.computed and self._make_room(1):
+            child.pages = [*child.pages, self._copied(parent.pages[full])]
+            child.computed = parent.computed
 
     def schedule(self, now: float) -> list[Part]:
         """The parts of the next step, in order; empty where nobody has anything to compute."""
+        parts = self._parts(now)
+        parked = [p for p in self.running if p.parked]
+        if not parts and parked:  # they wait for beams that have no room beside them
+            for progress in parked:
+                self._preempt(progress)
+            parts = self._parts(now)
+        return parts
+
+    def _parts(self, now: float) -> list[Part]:
         parts: list[Part] = []
         budget = self.options.tokens
         decoding = [p for p in self.running if p.pending == 1 + len(p.draft)]
@@ -109,13 +104,13 @@ class Scheduler:
             if budget > 0 and progress in self.running:
                 budget -= self._give(progress, budget, parts)
         for progress in self._arrivals(now):
-            if budget <= 0 or not self._admit(progress):
+            if budget <= 0 or not self._admit(progress, now):
                 break
             budget -= self._give(progress, budget, parts)
         return parts
 
     def computed(self, part: Part) -> None:
-        """A part went through the network, guesses apart; its full pages may serve others."""
+        """A part went through the network, guesses apart; its pages may serve others."""
         self.counts.computed += part.count
         if part.turns:
             part.progress.turned = True
@@ -143,9 +138,21 @@ class Scheduler:
         """Pages that nobody holds."""
         return self._pool.free
 
+    @property
+    def pages(self) -> int:
+        """All pages of the cache."""
+        return len(self._pool)
+
+    @property
+    def held_pages(self) -> set[int]:
+        """Pages of the sequences at work; what is neither free nor held is kept for later."""
+        return {page for progress in self.running for page in progress.pages}
+
     def audit(self) -> None:
         """AssertionError unless free, held and cached pages are all pages, and none is owned twice."""
-        self._pool.audit([self.prefix.pages(), *(p.pages for p in self.running)])
+        kept = self.prefix.pages()
+        assert len(set(kept)) == len(kept) == len(self.prefix), "a page is kept twice"
+        self._pool.audit([kept, *(p.pages for p in self.running)])
         assert not any(p.pages or p.computed for p in self.waiting), "a sequence that waits holds pages"
         for progress in self.running:
             assert len(set(progress.pages)) == len(progress.pages), "a sequence has a page twice"
@@ -212,43 +219,55 @@ class Scheduler:
             and len(fresh) == len(waiting) < options.together
             and now - min(p.arrived for p in fresh) < options.wait
         )
+        at_work = sum(p.width for p in self.running)
         for progress in [] if held_back else waiting:
-            if sum(map(_width, self.running)) + _width(progress) > options.sequences:
+            if at_work + progress.width > options.sequences:
                 return
-            if not self._is_coming(progress):
+            if not is_coming(progress, self.running, self.prefix, self._size):
                 yield progress
+                at_work = sum(p.width for p in self.running)
 
-    def _is_coming(self, progress: Progress) -> bool:
-        """Whether a sequence at work is just computing a page that this one could then find."""
-        tenant = progress.request.tenant
-        others = [p for p in self.running if p.computed < len(p.request.prompt) and p.request.tenant == tenant]
-        if not others or not self._shares(progress):
-            return False
-        next_page = self.prefix.known(tenant, progress.tokens[:-1]) + self._size
-        begins = tuple(progress.tokens[:-1][:next_page])
-        return len(begins) == next_page and any(p.request.prompt[:next_page] == begins for p in others)
-
-    def _shares(self, progress: Progress) -> bool:
-        """Whether it may take pages of others: not where its prompt is read, nor where pages are forgotten."""
-        return not progress.reads_prompt and progress.request.rolling is None
-
-    def _admit(self, progress: Progress) -> bool:
-        """Begin a sequence with the pages that are known already, if all its tokens so far would have pages."""
-        tokens = progress.tokens[:-1] if self._shares(progress) else []
-        pages = self.prefix.match(progress.request.tenant, tokens)
+    def _admit(self, progress: Progress, now: float) -> bool:
+        """Begin a sequence with what is known already, if all its tokens so far would have pages."""
+        tokens = progress.tokens[:-1] if shares(progress) else []
+        found = self.prefix.match(progress.request.prefix_key, tokens)
         rolling = progress.request.rolling
         most = len(progress.tokens) + 1 if rolling is None else min(len(progress.tokens) + 1, self.visible(rolling))
-        needed = -(-most // self._size) - len(pages)
-        if not self._make_room(needed):
-            self._pool.release(pages)
-            return False
+        needed = -(-most // self._size) - len(found.pages)
+        room = self._could_have(needed, found)
+        if not room and found.part is not None:  # which is held: without it there may be room
+            self._pool.release([found.part])
+            found = Found(found.pages)
+            room = self._could_have(needed, found)
+        if room and self._make_room(needed):
+            self.counts.sought += len(tokens)
+            self._begin(progress, found, now)
+            return True
+        self._pool.release([*found.pages, *([] if found.part is None else [found.part])])
+        return False
+
+    def _could_have(self, pages: int, found: Found) -> bool:
+        """Whether so many are free or kept for later: who has to wait for more takes nothing from the prefix cache."""
+        held = self.held_pages.union(found.pages, [] if found.part is None else [found.part])
+        return pages <= len(self._pool) - len(held)
+
+    def _begin(self, progress: Progress, found: Found, now: float) -> None:
         self.waiting.remove(progress)
-        progress.pages, progress.computed = pages, len(pages) * self._size
+        progress.awaited = None
+        progress.pages, progress.computed = found.pages, len(found.pages) * self._size + found.more
+        if found.part is not None:
+            progress.pages = [*found.pages, self._copied(found.part)]
+            self._pool.release([found.part])
         self.counts.found += progress.computed
         if not progress.preemptions and progress.answer is progress.stream.answers[0]:
-            progress.stream.found = progress.computed
+            progress.stream.found, progress.stream.waited = progress.computed, now - progress.arrived
         bisect.insort(self.running, progress, key=lambda p: p.order)
-        return True
+
+    def _copied(self, page: int) -> int:
+        """A page that is as another one. The caller has seen that there is one free."""
+        (own,) = self._pool.take(1)
+        self._copy_page(page, own)
+        return own
 
     def _preempt(self, progress: Progress) -> None:
         self.running.remove(progress)
@@ -259,23 +278,21 @@ class Scheduler:
         bisect.insort(self.waiting, progress, key=lambda p: p.order)
 
     def _advance(self, progress: Progress, count: int) -> None:
-        before = progress.computed // self._size
-        progress.computed += count
-        if progress.computed // self._size > before and progress.request.rolling is None:
+        before, progress.computed = progress.computed, progress.computed + count
+        seen_prompt = before < len(progress.request.prompt) <= progress.computed
+        if seen_prompt or progress.computed // self._size > before // self._size:
             self._keep(progress)
 
     def _keep(self, progress: Progress) -> None:
-        full = progress.computed // self._size
-        tokens = progress.tokens[: full * self._size]
-        self.prefix.add(progress.request.tenant, tokens, progress.pages[:full])
+        """Let others find what it has computed; of beams, that are many and alike, full pages alone."""
+        tokens = progress.tokens[: progress.computed]
+        if progress.request.beams is not None:
+            del tokens[len(tokens) // self._size * self._size :]
+        if tokens and progress.request.rolling is None:
+            self.prefix.add(progress.request.prefix_key, tokens, progress.pages)
 
     def _release(self, progress: Progress) -> None:
+        self._keep(progress)
         self._pool.release(progress.pages)
         progress.pages, progress.computed = [], 0
         progress.dropped, progress.turned = 0, True
-
-
-def _width(progress: Progress) -> int:
-    """Places in a step that a sequence takes, or will when it is searched on from."""
-    forked = progress.generated > 0
-    return 1 if forked or progress.request.beams is None else progress.request.beams

@@ -68,7 +68,10 @@ class ScriptedModel:
         want: Want | None = None,
         routing: Routing | None = None,
     ) -> Output:
-        """Logits (N, V) of the positions that `want` names. There are no experts: a routing is empty."""
+        """Logits (N, V) of the positions that `want` names. There are no experts: a routing is empty.
+
+        A hidden state is a token and its place, from 1.
+        """
         want = want or Want()
         assert batch.tokens_T is not None, "a scripted model has no embeddings"
         documents = self._documents(batch, cache)
@@ -81,7 +84,8 @@ class ScriptedModel:
             document, at = rows[index]
             logits_NV[row, self._next(document[: at + 1])] = self._margin
         empty = want.logits == "none" if isinstance(want.logits, str) else False
-        return Output(None if empty else logits_NV, None, Routing({}) if want.routing != "none" else None)
+        hidden_TD = torch.stack([batch.tokens_T, batch.positions_T + 1], -1).to(self.dtype) if want.hidden else None
+        return Output(None if empty else logits_NV, hidden_TD, Routing({}) if want.routing != "none" else None)
 
     def _next(self, tokens: Sequence[int]) -> int:
         said = (script(tokens) for script in self._scripts)

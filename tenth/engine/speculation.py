@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
-from tenth.engine.draft import Draft, Proposer
+from tenth.engine.draft import Draft, DraftCounts, Proposer
 from tenth.engine.draft_estimates import Tried
+from tenth.engine.draft_follower import Follower
+from tenth.engine.draft_forced import with_forced
 from tenth.engine.draft_length import DraftLength, LengthOptions
 from tenth.engine.draft_model import propose_all
 from tenth.engine.progress import Progress
 from tenth.engine.request import Request
 from tenth.engine.work import Work
 
-_TICK = 1e-9  # seconds: no step takes less, however coarse the clock
+TICK = 1e-9  # seconds: no step takes less, however coarse the clock
+NONE = Draft([], [], "none")
 
 MakeProposer = Callable[[Request], Proposer]
 """A proposer for each sequence of a request."""
-
-
-@dataclass(slots=True)
-class _Follower:
-    """A proposer, and how many of its sequence's tokens it was told."""
-
-    proposer: Proposer
-    told: int
 
 
 class Speculation:
@@ -32,47 +26,72 @@ class Speculation:
 
     def __init__(self, make: MakeProposer, clock: Callable[[], float], options: LengthOptions | None = None) -> None:
         self._make, self._clock, self._length = make, clock, DraftLength(options)
-        self._followers: dict[Progress, _Follower] = {}
+        self.counts = DraftCounts()
+        self._followers: dict[Progress, Follower] = {}
         self._drafts: dict[Progress, Draft] = {}
-        self._drafting = 0.0
+        self._drafting = self._beside = 0.0  # seconds of this step, of the proposers and of the rest
+        self._rest, self._resting = 0, False  # steps without books
 
     def guess(self, running: Iterable[Progress]) -> None:
         """Give each sequence that generates a draft, as long as pays."""
+        self._resting = self._rest > 0
+        if self._resting:
+            self._rest -= 1
+            return
+        start = self._clock()
         self._close_ended()
         decoding = [p for p in running if p.pending == 1 and p.generated and p.request.beams is None]
-        self._drafts, self._drafting = {}, 0.0
-        if not decoding:
-            return
-        most, start = self._length.most(len(decoding)), self._clock()
-        drafts = [Draft([], [], "none")] * len(decoding)
+        self._drafts, self._drafting = dict.fromkeys(decoding, NONE), 0.0
+        most = self._length.most(len(decoding)) if decoding else 0
         if most:
-            proposers = [self._told(progress) for progress in decoding]
-            drafts = propose_all(proposers, [min(most, p.room - p.generated - 1) for p in decoding])
-            self._drafting = self._clock() - start
-        for progress, draft, count in zip(decoding, drafts, self._length.cut(drafts), strict=True):
-            self._drafts[progress] = draft.cut(count)
-            progress.draft = list(self._drafts[progress].tokens)
+            self._ask(decoding, most)
+        self._beside += self._clock() - start - self._drafting
 
     def note(self, works: Sequence[Work], seconds: float) -> None:
         """What a step computed, in so many seconds."""
-        judged = [work for work in works if work.progress in self._drafts]
-        if not judged:
+        if self._resting:
+            self._length.spent(seconds)
+            self.counts.steps += sum(work.draws and work.part.count == 1 for work in works)
             return
+        start = self._clock()
+        judged = [work for work in works if work.progress in self._drafts]
         alone = len(judged) == len(works) == len(self._drafts)
-        tried = [Tried(self._drafts[work.progress].cut(work.guesses), work.right) for work in judged]
-        self._length.record(len(judged), tried, max(seconds, _TICK) if alone else None, self._drafting)
+        if not alone:
+            self._length.spent(seconds)
+        if judged:
+            tried = [Tried(self._drafts[work.progress].cut(work.guesses), work.right) for work in judged]
+            for one in tried:
+                self.counts.add(len(one.draft.tokens), one.accepted)
+            known = max(seconds, TICK) if alone else None
+            self._length.record(len(judged), tried, known, self._drafting, self._beside)
+            self._rest = self._length.rest
+            self._beside = self._clock() - start  # goes with the next step
 
-    def _told(self, progress: Progress) -> Proposer:
+    def _ask(self, decoding: Sequence[Progress], most: int) -> None:
+        followers = [self._told(progress) for progress in decoding]
+        start = self._clock()
+        room = [min(most, p.room - p.generated - 1) for p in decoding]
+        proposed = zip(decoding, propose_all([follower.proposer for follower in followers], room), room, strict=True)
+        drafts = [with_forced(progress, draft, count) for progress, draft, count in proposed]
+        self._drafting = self._clock() - start
+        cut = zip(decoding, followers, drafts, self._length.cut(drafts), strict=True)
+        for progress, follower, draft, count in cut:
+            if not count:
+                follower.watch(draft)
+            self._drafts[progress] = draft.cut(count)
+            progress.draft = list(self._drafts[progress].tokens)
+
+    def _told(self, progress: Progress) -> Follower:
         """Its proposer, which knows all of its tokens."""
         follower = self._followers.get(progress)
         if follower is None:
-            follower = self._followers[progress] = _Follower(self._make(progress.request), len(progress.request.prompt))
-            follower.proposer.begin(progress.request.prompt)
-        follower.proposer.take(progress.tokens[follower.told :])
-        follower.told = len(progress.tokens)
-        return follower.proposer
+            request = progress.request
+            follower = self._followers[progress] = Follower(self._make(request), request.prompt)
+        if (tried := follower.tell(progress.tokens)) is not None:
+            self._length.learn(tried)
+        return follower
 
     def _close_ended(self) -> None:
         for progress in [p for p in self._followers if p.answer.finish_reason is not None]:
-            self._told(progress).close()
+            self._told(progress).proposer.close()
             del self._followers[progress]

@@ -45,13 +45,15 @@ class Stream:
     """A request on its way: `request.n` answers, the best first where they are beams.
 
     `prompt` has the log-probabilities of the prompt's tokens behind the first, where they were asked for. `found`
-    counts the tokens of the prompt that the first answer found in the prefix cache.
+    counts the tokens of the prompt that the first answer found in the prefix cache, `waited` the seconds until it began
+    (None: it has not).
     """
 
     request: Request
     answers: list[Answer]
     prompt: list[Drawn] = field(default_factory=list)
     found: int = 0
+    waited: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -67,6 +69,19 @@ class Stream:
     def cancelled(self) -> bool:
         """Whether nobody waits for any of its answers."""
         return all(answer.cancelled for answer in self.answers)
+
+    def fail(self, error: TenthError) -> None:
+        """End every answer that has not ended; a beam's own answer is none of these."""
+        for answer in self.answers:
+            if answer.finish_reason is None:
+                answer.error, answer.finish_reason = error, "error"
+
+    def drop(self) -> bool:
+        """End the answers that nobody waits for any more; whether there were any."""
+        dropped = [answer for answer in self.answers if answer.cancelled and answer.finish_reason is None]
+        for answer in dropped:
+            answer.finish_reason = "cancelled"
+        return bool(dropped)
 
     def cancel(self) -> None:
         """Stop all answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tenth.engine.bounds import whole
 from tenth.errors import RequestError
 
 QWEN3_STOP = (
@@ -28,8 +29,11 @@ class Thinking:
     begun: bool = False
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.budget < 0:
-            raise RequestError(f"the thinking budget is {self.budget}, it must be at least 0")
+        named = [("open_id", self.open_id), ("close_id", self.close_id), *(("stop_ids", one) for one in self.stop_ids)]
+        for name, token in named:
+            whole(name, token, 0)
+        if self.budget is not None:
+            whole("the thinking budget", self.budget, 0)
         if self.budget is not None and self.close_id not in self.stop_ids:
             raise RequestError("stop_ids of a thinking budget must hold the closing tag")
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.limit import TokenLimits
 from tenth.routing.rule import RouteRule
 
 KVType = Literal["bf16", "int8"]
@@ -51,12 +53,22 @@ class KVLayout:
     def pools(
         self, pages: int, page_size: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:
-        """Room for the keys and values of so many pages, zeroed."""
+        """Room for the keys and values of so many pages, zeroed. On a CPU it takes memory as it is written to."""
+        keys, values = (_pages(pages, page_size, part) for part in (self.keys, self.values))
+        kind, place = self.dtype or dtype, torch.device(device)
+        if place.type == "cpu":
+            return untouched_zeros(keys, kind), untouched_zeros(values, kind)
+        return torch.zeros(keys, dtype=kind, device=place), torch.zeros(values, dtype=kind, device=place)
 
-        def pool(part: tuple[int, ...]) -> Tensor:
-            return torch.zeros(_pages(pages, page_size, part), dtype=self.dtype or dtype, device=device)
 
-        return pool(self.keys), pool(self.values)
+_LINE = 64  # bytes that vector loads want a tensor to begin at a multiple of
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU whose memory is the system's own zero pages until they are written to; torch writes them all."""
+    room = np.zeros(prod(shape) * dtype.itemsize + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return torch.from_numpy(room[start : start + prod(shape) * dtype.itemsize]).view(dtype).view(shape)
 
 
 def _pages(pages: int, page_size: int, part: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,14 +155,30 @@ class Kernels(Protocol):
     def router_logits(self, x_TD: Tensor, weight_ED: Tensor, /) -> Tensor:
         """Scores of all experts (T, E) in float32 or wider; equal rows of the weight get equal bits."""
 
-    def route(self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
+    def route(
+        self,
+        logits_TE: Tensor,
+        rule: RouteRule,
+        bias_E: Tensor | None = None,
+        limits: TokenLimits | None = None,
+        /,
+    ) -> tuple[Tensor, Tensor]:
         """Ids of the rule's experts (T, K), the largest biased score first, and their gates.
 
-        Of equal experts the lower id comes first, of equal groups too.
+        Of equal experts the lower id comes first, of equal groups too. All K are named; those that a token's limit
+        drops have a gate of exactly 0, and gates are the rule's over those that are left.
         """
 
-    def gates(self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, /) -> Tensor:
-        """The rule's gates of chosen experts (T, K): no bias changes them."""
+    def gates(
+        self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, dropped_TK: Tensor | None = None, /
+    ) -> Tensor:
+        """The rule's gates of chosen experts (T, K): no bias changes them.
+
+        Dropped ones are 0, and those of the others are what the rule makes of these alone.
+        """
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable, /) -> Tensor:
-        """`sum_k gate_k * down_k(silu(gate_proj_k(x)) * up_k(x))` (T, D), summed in float32 or wider."""
+        """`sum_k gate_k * down_k(silu(gate_proj_k(x)) * up_k(x))` (T, D), summed in float32 or wider.
+
+        A term whose gate is exactly 0 is left out, whatever the expert would give; native kernels do not read it.
+        """

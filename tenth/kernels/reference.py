@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tenth.kernels.contract import KVLayout, KVType
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.limit import TokenLimits
 from tenth.routing.rule import RouteRule
 
 name = "reference"
@@ -205,29 +206,55 @@ def _in_best_groups(scores_TE: Tensor, rule: RouteRule) -> Tensor:
     return scores_TJX.masked_fill(~allowed_TJ[..., None], -torch.inf).flatten(1)
 
 
-def route(logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Ids of the rule's experts, and their gates."""
+def route(
+    logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None, limits: TokenLimits | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ids of the rule's experts, and their gates; 0 for those that a limit drops."""
     experts_TK = choose(logits_TE, rule, bias_E)
-    return experts_TK, gates(logits_TE, experts_TK, rule)
+    dropped_TK = None if limits is None else dropped(logits_TE, experts_TK, rule, limits)
+    return experts_TK, gates(logits_TE, experts_TK, rule, dropped_TK)
 
 
-def gates(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule) -> Tensor:
-    """Softmax or sigmoids of the logits at the chosen experts."""
+def dropped(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, limits: TokenLimits) -> Tensor:
+    """Which of the chosen experts (T, K) a token's limit leaves out (`tenth.routing.limit`).
+
+    The mass of a token whose logits are not all numbers drops nothing.
+    """
+    chosen_TK = logits_TE.detach().gather(-1, experts_TK)
+    logs_TK = F.logsigmoid(chosen_TK) if rule.score == "sigmoid" else chosen_TK
+    scores_TK = (logs_TK - logs_TK.amax(-1, keepdim=True)).exp()  # up to a factor that all of a token's share
+    before_TK = F.pad(scores_TK.cumsum(-1)[:, :-1], (1, 0))
+    enough_TK = before_TK >= limits.mass_T[:, None] * scores_TK.sum(-1, keepdim=True)
+    known_T = (limits.mass_T < 1) & ~logits_TE.isnan().any(-1)
+    place_K = torch.arange(experts_TK.shape[1], device=experts_TK.device)
+    return (enough_TK & known_T[:, None] & (place_K > 0)) | (place_K >= limits.cap_T[:, None])
+
+
+def gates(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, dropped_TK: Tensor | None = None) -> Tensor:
+    """Softmax or sigmoids of the logits at the chosen experts; 0 for dropped ones, the others' rescaled by the rule."""
+    chosen_TK = logits_TE.gather(-1, experts_TK)
     if rule.renormalise:
         # the same as scores of all, divided by their sum over the chosen ones, without the underflow
-        chosen_TK = logits_TE.gather(-1, experts_TK)
-        gates_TK = torch.softmax(F.logsigmoid(chosen_TK) if rule.score == "sigmoid" else chosen_TK, dim=-1)
+        logs_TK = F.logsigmoid(chosen_TK) if rule.score == "sigmoid" else chosen_TK
+        if dropped_TK is not None and rule.rescales:
+            logs_TK = logs_TK.masked_fill(dropped_TK, -torch.inf)
+        gates_TK = torch.softmax(logs_TK, dim=-1)
     elif rule.score == "sigmoid":
-        gates_TK = torch.sigmoid(logits_TE.gather(-1, experts_TK))
+        gates_TK = torch.sigmoid(chosen_TK)
     else:
         gates_TK = torch.softmax(logits_TE, dim=-1).gather(-1, experts_TK)
-    return gates_TK if rule.scale == 1 else gates_TK * rule.scale
+    gates_TK = gates_TK if rule.scale == 1 else gates_TK * rule.scale
+    return gates_TK if dropped_TK is None else gates_TK.masked_fill(dropped_TK, 0.0)
 
 
 def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
     """The weighted sum of the chosen SwiGLU experts, a loop over those at work."""
-    # A = T * K assignments, sorted by expert: only the matrix products are a loop
-    expert_A, order_A = experts_TK.flatten().sort(stable=True)
+    # A assignments that are carried out, sorted by expert: only the matrix products are a loop
+    at_A = (gates_TK.detach().flatten() != 0).nonzero()[:, 0]
+    if not len(at_A):
+        return torch.zeros_like(x_TD)
+    expert_A, sorted_A = experts_TK.flatten()[at_A].sort(stable=True)
+    order_A = at_A[sorted_A]
     experts, counts = torch.unique_consecutive(expert_A, return_counts=True)
     at_work, sizes = experts.tolist(), counts.tolist()
     token_A = order_A // experts_TK.shape[1]

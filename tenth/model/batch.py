@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
+from tenth.routing.limit import ExpertLimit, TokenLimits
 from tenth.routing.record import RecordKind, Routing
 
 _FEW = 64  # ids that Python looks at faster than torch
@@ -37,6 +38,7 @@ class Batch:
     """Tokens of one or more documents, laid end to end: document s is `bounds[s]:bounds[s + 1]`.
 
     Either `tokens_T` (int64 ids) or `embeddings_TD`. `positions_T` are int64, apart from where the tokens are cached.
+    `limits` say how many of its chosen experts work on each token (None: all).
     """
 
     bounds: tuple[int, ...]
@@ -44,6 +46,7 @@ class Batch:
     tokens_T: Tensor | None = None
     embeddings_TD: Tensor | None = None
     placement: Placement | None = None
+    limits: TokenLimits | None = None
 
     def __post_init__(self) -> None:
         if len(self.bounds) < 2 or self.bounds[0] != 0 or any(end <= start for start, end in pairwise(self.bounds)):
@@ -56,6 +59,8 @@ class Batch:
                 raise RequestError(f"batch {name} has {len(part)} rows, its bounds say {self.bounds[-1]}")
         for name in ("positions_T", "tokens_T"):
             _check_ids(name, getattr(self, name))
+        if self.limits is not None:
+            self.limits.check(self.bounds[-1])
         place = self.placement
         documents = len(self.bounds) - 1
         if place is not None and not (
@@ -70,8 +75,14 @@ class Batch:
                 _check_ids("pages", table)
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int] | Tensor], *, device: torch.device | str = "cpu") -> Batch:
-        """Whole documents of token ids, each from position 0."""
+    def of(
+        cls,
+        documents: Sequence[Sequence[int] | Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        limit: ExpertLimit | None = None,
+    ) -> Batch:
+        """Whole documents of token ids, each from position 0, all of one limit."""
         lengths = [len(document) for document in documents]
         if not lengths or 0 in lengths:  # before a tensor is made of nothing
             raise RequestError("a batch needs at least one document, and each at least one token")
@@ -80,6 +91,7 @@ class Batch:
             bounds=tuple(accumulate(lengths, initial=0)),
             positions_T=torch.cat([torch.arange(n, device=device) for n in lengths]),
             tokens_T=torch.tensor(flat, dtype=torch.int64, device=device),
+            limits=TokenLimits.of([limit], [len(flat)], device),
         )
 
     def __len__(self) -> int:

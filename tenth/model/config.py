@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tenth.errors import ConfigError
+from tenth.routing.limit import ExpertLimit
 from tenth.routing.rule import SCORES, RouteRule, Score
 
 RopeKind = Literal["default", "linear", "yarn", "llama3"]
@@ -237,3 +238,8 @@ class ParameterCount:
             router=router,
             norms=width + layers * (2 * width + 2 * config.head_dim * config.qk_norm),
         )
+
+
+def fitted_limit(limit: ExpertLimit | None, config: ModelConfig) -> ExpertLimit | None:
+    """A limit as it acts on the model, None where it drops nothing; RequestError where the model cannot have it."""
+    return None if limit is None else limit.fitted(None if config.moe is None else config.moe.top_k)

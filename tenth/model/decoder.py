@@ -73,7 +73,7 @@ class Layer(nn.Module):
         x_TD, h_TD = self.mlp_norm.after(x_TD, self.attention(self.attention_norm(x_TD), batch, cos_sin, cache))
         if isinstance(self.mlp, Mlp):
             return self._kernels.add(x_TD, self.mlp(h_TD)), None
-        y_TD, routing = self.mlp(h_TD, want.routing, given)
+        y_TD, routing = self.mlp(h_TD, want.routing, given, batch.limits)
         return self._kernels.add(x_TD, y_TD), routing
 
 
@@ -216,6 +216,10 @@ class Decoder(nn.Module):
                 raise RequestError(f"token id {bad} is outside the vocabulary, 0 to {config.vocab_size - 1}")
         if batch.embeddings_TD is not None and batch.embeddings_TD.shape[1:] != (config.hidden_size,):
             raise RequestError(f"embeddings have shape {tuple(batch.embeddings_TD.shape)}, width {config.hidden_size}")
+        if batch.limits is not None and config.moe is None:
+            raise RequestError("the batch limits experts, this model is dense")
+        if batch.limits is not None and routing is not None:
+            raise RequestError("a batch with limits of experts goes without a routing that is given")
         if isinstance(routing, Routing):
             self._check_replay(batch, routing)
         elif routing is not None:

@@ -11,6 +11,7 @@ from tenth.kernels.backend import Backend
 from tenth.model.config import MoeConfig
 from tenth.model.linear import Linear, Mlp
 from tenth.model.router import LayerChoice, Router
+from tenth.routing.limit import TokenLimits
 from tenth.routing.record import LayerRouting, RecordKind
 
 
@@ -26,9 +27,11 @@ class SparseMlp(nn.Module):
         self.shared_gate = Linear(width, 1, False, on.at("shared_gate")) if moe.shared_gate else None
         self._kernels = on.kernels
 
-    def forward(self, x_TD: Tensor, record: RecordKind, given: LayerChoice) -> tuple[Tensor, LayerRouting]:
+    def forward(
+        self, x_TD: Tensor, record: RecordKind, given: LayerChoice, limits: TokenLimits | None = None
+    ) -> tuple[Tensor, LayerRouting]:
         """T, D to T, D, and what the router decided."""
-        routing = self.router(x_TD, record, given)
+        routing = self.router(x_TD, record, given, limits)
         y_TD = self._kernels.expert_ffn(x_TD, routing.experts_TK, routing.gates_TK, self.experts)
         if self.shared is not None:
             gate_T1 = None if self.shared_gate is None else self.shared_gate(x_TD)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
 from tenth.model.config import MoeConfig
+from tenth.routing.limit import TokenLimits
 from tenth.routing.record import LayerRouting, RecordKind
 from tenth.routing.rule import LayerPolicy
 
@@ -28,28 +29,34 @@ class Router(nn.Module):
         self.bias_E = on.at("bias").precise(moe.num_experts).requires_grad_(False) if moe.expert_bias else None
         self._num_experts, self._rule, self._kernels = moe.num_experts, moe.rule, on.kernels
 
-    def forward(self, x_TD: Tensor, record: RecordKind, given: LayerChoice) -> LayerRouting:
-        """Choose experts for each token; a replayed record fixes ids and drops, not the gates."""
+    def forward(
+        self, x_TD: Tensor, record: RecordKind, given: LayerChoice, limits: TokenLimits | None = None
+    ) -> LayerRouting:
+        """Choose experts for each token, within its limit; a replayed record fixes ids and drops, not the gates."""
         logits_TE = self._kernels.router_logits(x_TD, self.weight_ED)
         dropped_TK = None
         if isinstance(given, LayerRouting):
             experts_TK = given.experts_TK.to(x_TD.device)
-            gates_TK = self._kernels.gates(logits_TE, experts_TK, self._rule)
             dropped_TK = None if given.dropped_TK is None else given.dropped_TK.to(x_TD.device)
+            gates_TK = self._kernels.gates(logits_TE, experts_TK, self._rule, dropped_TK if given.limited else None)
         else:
-            experts_TK, gates_TK = self._chosen(logits_TE, given)
+            experts_TK, gates_TK = self._chosen(logits_TE, given, limits)
             if given is not None and given.capacity is not None:
                 dropped_TK = _over_capacity(experts_TK, gates_TK, self._num_experts, given.capacity, given.real_T)
         if dropped_TK is not None:
             gates_TK = gates_TK.masked_fill(dropped_TK, 0.0)
-        elif record == "full":
-            dropped_TK = torch.zeros_like(experts_TK, dtype=torch.bool)
-        logits = logits_TE if record == "full" else None
-        return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK, self._rule.score)
+        elif record == "full" or (record == "choice" and limits is not None):
+            dropped_TK = gates_TK == 0
+        logits, limited = logits_TE if record == "full" else None, limits is not None
+        if isinstance(given, LayerRouting):
+            limited = given.limited
+        return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK, self._rule.score, limited)
 
-    def _chosen(self, logits_TE: Tensor, policy: LayerPolicy | None) -> tuple[Tensor, Tensor]:
+    def _chosen(
+        self, logits_TE: Tensor, policy: LayerPolicy | None, limits: TokenLimits | None
+    ) -> tuple[Tensor, Tensor]:
         if policy is None or not policy.noise:
-            return self._kernels.route(logits_TE, self._rule, self.bias_E)
+            return self._kernels.route(logits_TE, self._rule, self.bias_E, limits)
         experts_TK, _ = self._kernels.route(policy.noisy(logits_TE), self._rule, self.bias_E)
         return experts_TK, self._kernels.gates(logits_TE, experts_TK, self._rule)
 

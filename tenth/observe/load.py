@@ -24,6 +24,7 @@ from tenth.errors import RequestError
 from tenth.kernels.choice import choose_kernels
 from tenth.kernels.contract import KVType
 from tenth.model.decoder import Decoder
+from tenth.routing.limit import ExpertLimit
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 
@@ -99,9 +100,10 @@ def measure_loads(
     threads: int | None = None,
     kv: KVType = "bf16",
     memory: int | None = None,
+    limit: ExpertLimit | None = None,
     progress: Progress | None = None,
 ) -> list[LoadReport]:
-    """Load a model, in `memory` bytes where that is stated, and run one load after the other."""
+    """Load a model, in `memory` bytes where that is stated, and run one load after the other, all within a limit."""
     with open_checkpoint(path) as checkpoint:
         head_dim = checkpoint.config.head_dim
         kernels = choose_kernels(backend, packed=checkpoint.packed is not None, head_dim=head_dim, threads=threads)
@@ -110,7 +112,7 @@ def measure_loads(
     for load in loads:
         before = sum(report.settings.requests for report in found)
         told = None if progress is None else partial(_further, progress, before, total)
-        found.append(measure_load(decoder, load, kv=kv, progress=told))
+        found.append(measure_load(decoder, load, kv=kv, limit=limit, progress=told))
     return found
 
 
@@ -133,12 +135,13 @@ def measure_load(
     options: SchedulerOptions | None = None,
     *,
     kv: KVType = "bf16",
+    limit: ExpertLimit | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress | None = None,
 ) -> LoadReport:
     """Run the load on an engine with room for all that work at once; RequestError where the context is too short.
 
-    `progress` is told the requests done, of how many.
+    What ends a request with an error ends the load. `progress` is told the requests done, of how many.
     """
     options = options or SchedulerOptions(sequences=max(settings.concurrency or 0, SchedulerOptions().sequences))
     length = settings.prompt + settings.generate
@@ -146,7 +149,8 @@ def measure_load(
         raise RequestError(
             f"{length} tokens of a request do not fit the model's context, {decoder.config.context_length}"
         )
-    engine = Engine(decoder, EngineOptions((1 + options.sequences) * (length // _PAGE + 2), _PAGE, options, kv), clock)
+    pages = (1 + options.sequences) * (length // _PAGE + 2)
+    engine = Engine(decoder, EngineOptions(pages, _PAGE, options, kv, limit), clock)
     chance = random.Random(settings.seed)
     for _ in range(settings.warmup):
         engine.submit(_request(decoder, settings, chance))
@@ -206,6 +210,9 @@ def _served(
         for one in at_work:
             one.times += [now] * (len(one.stream.tokens) - len(one.times))
         ended = [one for one in at_work if one.stream.finished]
+        for one in ended:
+            if one.stream.answers[0].error is not None:  # a speed of requests that fail is none
+                raise one.stream.answers[0].error
         at_work = [one for one in at_work if not one.stream.finished]
         done += len(ended)
         if ended and progress is not None:

@@ -10,24 +10,27 @@ import torch
 from torch import Tensor
 
 from tenth.engine.captured import runner_of
+from tenth.engine.room import cache_of
 from tenth.errors import MachineError
 from tenth.kernels.contract import KVType
 from tenth.model.batch import Batch, Output, Placement, Want
-from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
+from tenth.routing.limit import ExpertLimit, TokenLimits
 from tenth.routing.record import RecordKind
 
 
 class Sequences:
-    """`count` sequences with room for `length` tokens each: sequence s has page s of the cache."""
+    """`count` sequences with room for `length` tokens each: sequence s has page s of the cache; all have one limit."""
 
-    def __init__(self, decoder: Decoder, count: int, length: int, kv: KVType = "bf16") -> None:
-        self.count = count
+    def __init__(
+        self, decoder: Decoder, count: int, length: int, kv: KVType = "bf16", limit: ExpertLimit | None = None
+    ) -> None:
+        self.count, self._limit = count, limit
         self._runner = runner_of(decoder)  # its own: what it captures goes when the cache goes
         try:
-            self.cache = KVCache(decoder.config, count, length, decoder.dtype, decoder.device, decoder.kernels, kv)
-        except (RuntimeError, TypeError):  # what torch raises where memory cannot be had, or not even be counted
-            raise MachineError(f"there is no memory for the cache of {count} sequences of {length} tokens") from None
+            self.cache = cache_of(self._runner, count, length, kv)
+        except MachineError as error:
+            raise MachineError(f"{count} sequences of {length} tokens: {error}") from None
         # numpy: a step between steps takes a fraction of torch's time to set up
         self._starts_B1 = np.arange(count)[:, None] * self.cache.page_size
         self._tables = tuple(torch.arange(count)[:, None])
@@ -55,5 +58,6 @@ class Sequences:
                 self._tables[pages],
                 (start + new,) * count,
             ),
+            limits=TokenLimits.of([self._limit], [count * new]),
         )
         return self._runner(batch, self.cache, Want(logits="last", routing=record))

@@ -21,7 +21,7 @@ from torch import Tensor
 from tenth.kernels.choice import choose_kernels, describe
 from tenth.model.decoder import Decoder
 from tenth.observe.sequences import Sequences
-from tenth.observe.speed_report import BenchReport, BenchSettings, CacheReport, Run
+from tenth.observe.speed_report import BenchReport, BenchSettings, CacheReport, DiskLimit, Run
 from tenth.observe.step_limits import prefill_work, read_step
 from tenth.weights.budget import expert_cache
 from tenth.weights.checkpoint import Checkpoint, open_checkpoint
@@ -29,12 +29,14 @@ from tenth.weights.load import load_decoder
 
 if TYPE_CHECKING:
     from tenth.kernels.cpu import _native
+    from tenth.kernels.cpu.expert_cache import ExpertCache
     from tenth.kernels.cpu.limits import Peaks, StepWalk
 
 Progress = Callable[[int, int], None]
 
 _WALKS = 8  # of a decode run: so many of its steps have their bytes walked
 _PEAK_SECONDS = 0.01  # for each kind of product
+_DISK_SECONDS = 0.3  # of reads at random
 
 
 def measure(
@@ -74,6 +76,7 @@ def measure(
         weights_gb=nbytes / 1e9,
         bits_per_weight=nbytes * 8 / decoder.config.parameters.total,
         read_gb_s=_median([run.read_gb_s for run in runs if run.read_gb_s is not None]),
+        disk_gb_s=_median([run.disk.gb_s for run in runs if run.disk is not None]),
         int8_gops=_median([peaks.integer / 1e9 for peaks in bench.peaks]),
         float_gops=_median([peaks.floating / 1e9 for peaks in bench.peaks]),
         runs=runs,
@@ -101,12 +104,42 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
+class _Disk:
+    """What repetitions read from disk, if experts are there, beside what the disk gave right before each."""
+
+    def __init__(self, cache: ExpertCache | None) -> None:
+        self._cache = cache
+        self._bytes: list[float] = []
+        self._speeds: list[float] = []
+        self._fractions: list[float] = []
+
+    def begin(self) -> None:
+        """A repetition follows."""
+        if self._cache is not None:
+            self._speeds.append(self._cache.disk_speed(_DISK_SECONDS))
+            self._before = self._cache.statistics.bytes_read
+
+    def end(self, seconds: float) -> None:
+        """It took so long."""
+        if self._cache is not None:
+            self._bytes.append(self._cache.statistics.bytes_read - self._before)
+            self._fractions.append(self._bytes[-1] / self._speeds[-1] / seconds)
+
+    def limit(self, tokens: int) -> DiskLimit | None:
+        """Medians, of repetitions of so many tokens; None where no experts are on disk."""
+        if self._cache is None:
+            return None
+        bytes_, speed, fraction = map(statistics.median, (self._bytes, self._speeds, self._fractions))
+        return DiskLimit(bytes_ / tokens, speed / 1e9, fraction)
+
+
 class _Bench:
     """The runs of one model. `peaks` are the machine's, one for each prompt that was measured."""
 
     def __init__(self, decoder: Decoder, settings: BenchSettings, progress: Progress | None) -> None:
         self._decoder, self._settings, self._progress = decoder, settings, progress
         self._machine: _native.Machine | None = getattr(decoder.kernels, "machine", None)
+        self._cache = expert_cache(decoder)
         self._generator = torch.Generator().manual_seed(0)
         self._depths, self._batches = sorted(set(settings.depths)), sorted(set(settings.batches))
         self._done, self._total = 0, (2 * len(self._depths) + len(self._batches) - 1) * (settings.repeat + 1)
@@ -125,7 +158,7 @@ class _Bench:
         """What is measured with one number of sequences, in one cache that goes when it is done."""
         s = self._settings
         behind = max(s.prompt if prefill else 0, s.generate if decode else 0)
-        sequences = Sequences(self._decoder, batch, depths[-1] + behind, s.kv)
+        sequences = Sequences(self._decoder, batch, depths[-1] + behind, s.kv, s.limit)
         filled = 0
         for depth in depths:
             sequences.fill(self._tokens(batch, depth - filled), filled, s.chunk)
@@ -140,19 +173,30 @@ class _Bench:
 
     def _prefill(self, sequences: Sequences, depth: int) -> Run:
         s, seconds, fractions = self._settings, [], []
+        disk = _Disk(self._cache)
         tokens_1T = self._tokens(1, s.prompt)
         sequences.fill(tokens_1T, depth, s.chunk)
         self._count()
         for _ in range(s.repeat):
             peaks = self._measured_peaks()
+            disk.begin()
             start = time.perf_counter()
             sequences.fill(tokens_1T, depth, s.chunk)
             seconds.append(time.perf_counter() - start)
-            if peaks is not None:
+            disk.end(seconds[-1])
+            if peaks is not None and s.limit is None:
                 fractions.append(prefill_work(self._decoder, s.prompt, depth).seconds(peaks) / seconds[-1])
             self._count()
         speeds = [s.prompt / took for took in seconds]
-        return Run("prefill", s.prompt, depth, 1, *_spread(speeds), peak_fraction=_median(fractions))
+        return Run(
+            "prefill",
+            s.prompt,
+            depth,
+            1,
+            *_spread(speeds),
+            peak_fraction=_median(fractions),
+            disk=disk.limit(s.prompt),
+        )
 
     def _measured_peaks(self) -> Peaks | None:
         if self._machine is None:
@@ -167,9 +211,11 @@ class _Bench:
         tokens_BG = self._tokens(batch, s.generate)
         walks = self._walks(sequences, tokens_BG, depth)
         nbytes = _median([walk.nbytes for walk in walks.values()])
-        speeds, rates, fractions = [], [], []
+        speeds, rates, fractions, disk = [], [], [], _Disk(self._cache)
         for _ in range(s.repeat):
+            disk.begin()
             steps, walked = _decode_once(sequences, tokens_BG, depth, walks)
+            disk.end(steps * s.generate)
             speeds.append(batch / steps)
             if nbytes is not None and walked is not None:
                 rates.append(nbytes / walked / 1e9)
@@ -184,15 +230,13 @@ class _Bench:
             bytes_per_token=None if nbytes is None else nbytes / batch,
             read_gb_s=_median(rates),
             bandwidth_fraction=_median(fractions),
+            disk=disk.limit(s.generate * batch),
         )
 
     def _walks(self, sequences: Sequences, tokens_BG: Tensor, depth: int) -> dict[int, StepWalk]:
         """A first pass that is not measured; walks over what some of its steps have read, by their number."""
         steps = tokens_BG.shape[1]
-        possible = (
-            self._machine is not None and expert_cache(self._decoder) is None
-        )  # bytes on disk are not walked over
-        marks = {steps * i // _WALKS for i in range(_WALKS)} if possible else set()
+        marks = set() if self._machine is None else {steps * i // _WALKS for i in range(_WALKS)}
         walks = {}
         for step in range(steps):
             now = (tokens_BG[:, step : step + 1], depth + step)

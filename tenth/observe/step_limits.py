@@ -17,7 +17,7 @@ from tenth.model.cache import KVCache
 from tenth.model.decoder import Decoder
 from tenth.model.experts import SparseMlp
 from tenth.model.linear import Mlp
-from tenth.routing.record import Routing
+from tenth.routing.record import LayerRouting, Routing
 
 if TYPE_CHECKING:
     from tenth.kernels.cpu.limits import Peaks, StepWalk
@@ -36,7 +36,7 @@ def read_step(walk: StepWalk, decoder: Decoder, routing: Routing, cache: KVCache
         if isinstance(layer.mlp, Mlp):
             _read_mlp(walk, layer.mlp)
         else:
-            _read_sparse(walk, layer.mlp, routing.layers[index].experts_TK)
+            _read_sparse(walk, layer.mlp, routing.layers[index])
     walk.matrices([decoder.head.weight])
 
 
@@ -54,9 +54,10 @@ def _read_mlp(walk: StepWalk, mlp: Mlp) -> None:
     walk.matrices([mlp.down.weight])
 
 
-def _read_sparse(walk: StepWalk, mlp: SparseMlp, experts_TK: Tensor) -> None:
+def _read_sparse(walk: StepWalk, mlp: SparseMlp, routing: LayerRouting) -> None:
     walk.router(mlp.router.weight_ED)
-    walk.experts(mlp.experts, sorted(set(experts_TK.flatten().tolist())), len(experts_TK))
+    at_work = routing.experts_TK[routing.gates_TK != 0].tolist()  # of the others nothing is read
+    walk.experts(mlp.experts, sorted(set(at_work)), len(routing.experts_TK))
     if mlp.shared_gate is not None:
         walk.matrices([mlp.shared_gate.weight])
     if mlp.shared is not None:

@@ -24,7 +24,9 @@ class LayerRouting:
 
     `experts_TK` holds expert ids (int64, best first), `gates_TK` the weights that multiplied their outputs (float32 or
     float64). A full record also has the router's raw `logits_TE`, which are softmax or sigmoid scores as `score` says,
-    and `dropped_TK`, true where an assignment was not carried out.
+    and `dropped_TK`, true where an assignment was not carried out; so does any record of a batch whose tokens are
+    `limited` (`tenth.routing.limit`). The gate of a dropped expert is 0. A limit may give its share to the experts that
+    are left (`RouteRule.rescales`); an expert's full capacity does not.
     """
 
     num_experts: int
@@ -33,6 +35,7 @@ class LayerRouting:
     logits_TE: Tensor | None = None
     dropped_TK: Tensor | None = None
     score: Score = "softmax"
+    limited: bool = False
 
     def select(self, tokens: slice | Tensor) -> LayerRouting:
         """The same for some of the tokens, in the order given."""
@@ -81,6 +84,7 @@ def _rebuild(layer: LayerRouting, change: Callable[[Tensor], Tensor]) -> LayerRo
         changed(layer.logits_TE),
         changed(layer.dropped_TK),
         layer.score,
+        layer.limited,
     )
 
 
@@ -93,4 +97,6 @@ def _join(layers: Sequence[LayerRouting]) -> LayerRouting:
     assert experts is not None
     assert gates is not None
     first = layers[0]
-    return LayerRouting(first.num_experts, experts, gates, joined("logits_TE"), joined("dropped_TK"), first.score)
+    limited = any(layer.limited for layer in layers)
+    logits, dropped = joined("logits_TE"), joined("dropped_TK")
+    return LayerRouting(first.num_experts, experts, gates, logits, dropped, first.score, limited)

@@ -39,6 +39,15 @@ class RouteRule:
     top_groups: int = 1
     scale: float = 1.0
 
+    @property
+    def rescales(self) -> bool:
+        """Whether gates of fewer experts (`tenth.routing.limit`) are made to sum to what all do: no where these do not.
+
+        Nor where `scale` is `top_k`, as carving sets it: a gate is then about 1, for its expert is an addend of one
+        dense layer. One addend less makes no other one larger.
+        """
+        return self.renormalise and self.scale != self.top_k
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerPolicy:

@@ -37,7 +37,7 @@ def memory_bytes(size: str | int) -> int:
     if type(size) is int and size > 0:
         return size
     match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if match is None or match[2].upper() not in _UNITS or not float(match[1]):
+    if match is None or match[2].upper() not in _UNITS or not 0 < float(match[1]) < 1e12:
         raise RequestError(f"memory is {size!r:.40}, it must be a size such as 8GB or 512MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 

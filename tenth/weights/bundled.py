@@ -46,4 +46,4 @@ def remove_defaults() -> int:
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*"))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -20,7 +20,8 @@ from tenth.kernels.cpu.machine import instruction_sets, machine
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.kernels.packed import PackedExpert, PackedExpertTable, PackedFormat, PackedWeight, pack
 from tenth.kernels.weight import DenseExpertTable, DenseWeight, ExpertTable, Weight
-from tenth.routing.rule import RouteRule
+from tenth.routing.limit import ExpertLimit, TokenLimits
+from tenth.routing.rule import RouteRule, Score
 
 NATIVE = [CpuKernels(machine(instruction_set=name)) for name in instruction_sets()]
 IMPLEMENTATIONS: list[Kernels] = [reference, *NATIVE]
@@ -295,3 +296,89 @@ def test_types_are_kept(kernels: Kernels, dtype: torch.dtype) -> None:
     assert logits.dtype == gates.dtype == reference.wide(dtype)
     assert kernels.expert_ffn(x, experts, gates, table).dtype == dtype
     assert kernels.rms_norm(x, torch.ones(8), 1e-6).dtype == dtype
+
+
+@given(t=st.integers(1, 6), e=st.integers(1, 20), data=st.data(), seed=SEEDS)
+@settings(deadline=None)
+def test_limited_routing(kernels: Kernels, t: int, e: int, data: st.DataObject, seed: int) -> None:
+    """A loop over scores says which experts are left; their gates are the rule's, those of the others exactly 0."""
+    scores: Score = data.draw(st.sampled_from(["softmax", "sigmoid"]))
+    top_k = data.draw(st.integers(1, e))
+    rule = RouteRule(top_k, data.draw(st.booleans()), scores, scale=data.draw(st.sampled_from([1.5, top_k])))
+    logits = _drawn(t, e, seed=seed) * data.draw(st.sampled_from([0.3, 4.0]))
+    bias = _drawn(e, seed=seed + 1) if data.draw(st.booleans()) else None
+    masses = st.sampled_from([None, 0.01, 0.4, 0.9, 1.0])
+    each = [ExpertLimit(data.draw(masses), data.draw(st.sampled_from([None, 1, 2, 5]))) for _ in range(t)]
+    limits = TokenLimits.of(each, [1] * t)
+    experts, gates = kernels.route(logits, rule, bias)
+    limited_experts, limited = kernels.route(logits, rule, bias, limits)
+    assert torch.equal(limited_experts, experts)
+    replayed = kernels.gates(logits, experts, rule, limited == 0)
+    torch.testing.assert_close(replayed, limited, atol=1e-6, rtol=1e-5)
+    for row, one in enumerate(each):
+        left = _left(gates[row].tolist(), one)
+        assert (limited[row] != 0).tolist() == [k < left for k in range(top_k)]
+        if left == top_k:
+            assert torch.equal(limited[row], gates[row])
+        kept = gates[row][:left].double()
+        rescaled = rule.renormalise and rule.scale != top_k
+        expected = rule.scale * kept / kept.sum() if rescaled else kept
+        torch.testing.assert_close(limited[row][:left].double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def _left(gates: list[float], limit: ExpertLimit) -> int:
+    """How many experts stay, by adding up gates: they are the scores up to a factor."""
+    for left in range(1, len(gates)):
+        enough = limit.mass is not None and limit.mass < 1 and sum(gates[:left]) >= limit.mass * sum(gates)
+        if enough or left == limit.cap:
+            return left
+    return len(gates)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_a_cap_is_a_model_with_fewer_experts_a_token(kernels: Kernels, renormalise: bool) -> None:
+    """Bit for bit; a token beside it has its own limit."""
+    logits, bias = _drawn(5, 40, seed=3), _drawn(40, seed=4)
+    logits[1] = logits[1].round()
+    for cap in (1, 3, 16, 17, 19):
+        limits = TokenLimits.of([None, ExpertLimit(cap=cap), ExpertLimit(1.0)], [1, 3, 1])
+        experts, gates = kernels.route(logits, RouteRule(20, renormalise), bias, limits)
+        fewer, wanted = kernels.route(logits, RouteRule(cap, renormalise), bias)
+        assert torch.equal(experts[1:4, :cap], fewer[1:4])
+        if isinstance(kernels, CpuKernels):
+            assert torch.equal(gates[1:4, :cap], wanted[1:4])
+        torch.testing.assert_close(gates[1:4, :cap], wanted[1:4])
+        assert not gates[1:4, cap:].any()
+        assert torch.equal(gates[[0, 4]], kernels.route(logits, RouteRule(20, renormalise), bias)[1][[0, 4]])
+
+
+def test_limits_of_tokens_that_are_not_numbers(kernels: Kernels) -> None:
+    """No mass is known there, a cap still counts."""
+    logits = torch.tensor([[1.0, torch.nan, 3.0, 2.0]] * 2)
+    limits = TokenLimits.of([ExpertLimit(0.01), ExpertLimit(0.01, 2)], [1, 1])
+    gates = kernels.route(logits, RouteRule(3), None, limits)[1]
+    assert gates[0].isnan().all()
+    assert (gates[1] == 0).sum() == 1
+    assert gates[1].isnan().sum() == 2
+
+
+def test_what_is_dropped_is_not_computed(kernels: Kernels) -> None:
+    """An expert of infinities spoils a token that hears it with any gate but 0; a token may hear none."""
+    w13, w2 = _drawn(4, 2 * 16, 32, seed=1), _drawn(4, 32, 16, seed=2)
+    table, broken = _table(kernels, w13, w2), w13.clone()
+    broken[3] = torch.inf
+    x, experts = _drawn(3, 32, seed=3), torch.tensor([[0, 3, 1], [3, 2, 0], [3, 1, 2]])
+    gates = torch.tensor([[0.6, 0.0, 0.4], [0.0, 0.0, 0.0], [-0.0, 1e-30, 1.0]])
+    whole = kernels.expert_ffn(x, experts, gates, table)
+    got = kernels.expert_ffn(x, experts, gates, _table(kernels, broken, w2))
+    assert torch.equal(got, whole)
+    assert not got[1].any()
+    fewer = kernels.expert_ffn(x[:1], experts[:1, [0, 2]], gates[:1, [0, 2]], table)
+    torch.testing.assert_close(got[:1], fewer)
+    for row in range(3):
+        alone = kernels.expert_ffn(x[row : row + 1], experts[row : row + 1], gates[row : row + 1], table)
+        torch.testing.assert_close(alone, got[row : row + 1])
+        assert not isinstance(kernels, CpuKernels) or torch.equal(alone, got[row : row + 1])
+    gates[1, 0] = 1e-3
+    spoiled = kernels.expert_ffn(x, experts, gates, _table(kernels, broken, w2))
+    assert not spoiled[1].isfinite().all()

@@ -16,7 +16,7 @@ from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.engine.thinking import Thinking
-from tenth.errors import RequestError
+from tenth.errors import MachineError, RequestError
 from tenth.model.batch import Batch
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
@@ -153,6 +153,25 @@ def test_a_search_is_cancelled_as_a_whole_and_refuses_what_it_cannot_do(tiny: De
         engine.submit(Request((1,), 4, GREEDY, beams=9))
 
 
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_search_goes_on_for_the_answers_that_are_wanted(tiny: Decoder, left: int) -> None:
+    """One that nobody waits for ends at the next step, whichever it is; the others keep their ranks."""
+    engine = Engine(tiny, EngineOptions(64, 4))
+    whole, stream = (engine.submit(Request((1, 2, 3), 9, GREEDY, n=3, beams=4)) for _ in range(2))
+    for _ in range(3):
+        engine.step()
+    stream.answers[left].cancel()
+    engine.step()
+    assert [answer.finish_reason for answer in stream.answers] == ["cancelled" if n == left else None for n in range(3)]
+    run(engine)
+    for number, (answer, full) in enumerate(zip(stream.answers, whole.answers, strict=True)):
+        dropped = number == left
+        assert (answer.tokens, answer.finish_reason) == (([], "cancelled") if dropped else (full.tokens, "length"))
+        assert answer.error is None
+    assert engine.scheduler.audit() is None
+    assert not engine._searches
+
+
 # ---- log-probabilities of prompts
 
 
@@ -266,3 +285,39 @@ def test_guesses_change_no_token(
             assert torch.equal(layer.experts_TK, theirs_.layers[index].experts_TK)
     engine.scheduler.prefix.clear()
     assert engine.scheduler.free_pages == room
+
+
+def test_searches_whose_beams_have_no_room_beside_each_other_come_to_an_end(tiny: Decoder) -> None:
+    """Two searches in pages for little more than one sequence: beams that wait for others make room for them."""
+    for seed in range(12):
+        chance = random.Random(seed)
+        size, most, beams = chance.randint(1, 4), chance.randint(3, 9), chance.randint(2, 5)
+        requests = [
+            Request(tuple(chance.choices(range(50), k=4)), most, GREEDY, beams=beams, n=2),
+            Request(tuple(chance.choices(range(50), k=4)), most, GREEDY, beams=beams),
+        ]
+        expected = []
+        for request in requests:
+            roomy = Engine(tiny, EngineOptions(400, size))
+            stream = roomy.submit(request)
+            run(roomy)
+            expected.append([answer.tokens for answer in stream.answers])
+        pages = -(-(4 + most) // size) + chance.randint(0, 2)
+        engine = Engine(tiny, EngineOptions(pages, size, SchedulerOptions(sequences=6, wait=0)))
+        streams = [engine.submit(request) for request in requests]
+        run(engine)
+        assert [[answer.tokens for answer in stream.answers] for stream in streams] == expected
+
+
+def test_a_step_that_failed_says_why_to_a_search_whose_first_beam_is_gone(tiny: Decoder) -> None:
+    engine = Engine(tiny, EngineOptions(64, 4, SchedulerOptions(wait=0)))
+    streams = [engine.submit(Request((seed, 2, 3), 12, GREEDY, beams=4, n=2)) for seed in range(6)]
+    for _ in range(7):
+        engine.step()
+    engine.abort(MachineError("the disk is gone"))
+    assert {str(answer.error) for stream in streams for answer in stream.answers} == {"the disk is gone"}
+
+
+def test_a_tenant_that_cannot_be_looked_up_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"tenant is \['me'\], it must be hashable"):
+        Request((1,), 2, tenant=["me"])

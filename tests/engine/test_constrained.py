@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tenth.engine import masks
 from tenth.engine.draft import PromptLookup
 from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.grammar import Grammar
@@ -30,6 +31,7 @@ SCHEMA = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
+prepare = masks.MaskWorker.prepare
 COUNTS = Grammar.regex(r"[0-9]{1,3}( [0-9]{1,3}){2}")
 
 
@@ -160,7 +162,45 @@ def test_bad_grammars_are_refused_and_what_cannot_go_on_ends_alone() -> None:
     assert "no token to draw" in str(stuck.answers[0].error)
 
 
+@pytest.mark.parametrize("slow", [0.0, 9.0])
+def test_masks_made_beside_the_network_are_those_made_behind_it(monkeypatch: pytest.MonkeyPatch, slow: float) -> None:
+    plain = [stream.tokens for stream in sampled(engine_of([]), 3)]
+    monkeypatch.setattr(masks, "SLOW", slow)
+    begun = []
+    monkeypatch.setattr(masks.MaskWorker, "prepare", lambda self, some: begun.extend(some) or prepare(self, some))
+    assert [stream.tokens for stream in sampled(engine_of([]), 3)] == plain
+    assert bool(begun) == (slow == 0)
+
+
+def test_a_bad_grammar_between_good_ones_harms_neither() -> None:
+    """The neighbour is in the middle of its document when bad ones come; the next one is served."""
+    engine = engine_of([])
+    alone, schema = engine_of([]), Grammar.json_schema(SCHEMA)
+    expected = alone.submit(ask("1?", sampling=Sampling(temperature=2.0, seed=5), grammar=schema))
+    run(alone)
+    beside = engine.submit(ask("1?", sampling=Sampling(temperature=2.0, seed=5), grammar=schema))
+    deep: Any = {}
+    for _ in range(100):
+        deep = {"items": deep}
+    bad = [
+        lambda: Grammar.json_schema(deep),
+        lambda: Grammar.json_schema({"$ref": "#"}),
+        lambda: Grammar.json_schema({"type": "strin"}),
+        lambda: Grammar.json_schema({"type": "string", "pattern": "(a"}),
+        lambda: Grammar.lark("start: start"),
+    ]
+    for make in bad:
+        engine.step()
+        with pytest.raises(RequestError):
+            engine.submit(ask("2?", grammar=make()))
+    after = engine.submit(ask("3?", grammar=COUNTS))
+    run(engine)
+    assert beside.answers[0].tokens == expected.answers[0].tokens
+    assert after.answers[0].finish_reason == "stop"
+
+
 def test_a_step_that_failed_leaves_no_masks_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "SLOW", 0.0)  # all are begun before the network runs
     engine = engine_of([])
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_run", lambda *_: 1 / 0)
@@ -188,3 +228,44 @@ def test_hundreds_of_documents_in_one_engine() -> None:
     assert len(ended) > 150
     for answer in ended:
         check_document(answer)
+
+
+@pytest.mark.parametrize("beams", [None, 2])
+def test_a_grammar_that_is_too_much_behind_an_allowed_token_ends_alone(beams: int | None) -> None:
+    """The first mask is cheap, what follows the first token is not: its limits are met when the token is taken."""
+    engine = engine_of([replay(ids("Count:"), [*ids("12 34 5"), END])])
+    bomb = engine.submit(ask("a:", grammar=Grammar.regex("(a{1000}){1000}"), beams=beams))
+    good = engine.submit(ask("Count:", grammar=COUNTS))
+    run(engine)
+    assert bomb.answers[0].finish_reason == "error"
+    assert "the grammar cannot go on" in str(bomb.answers[0].error)
+    assert text(good.answers[0]) == "12 34 5"
+
+
+def test_masks_that_failed_are_not_waited_for_again() -> None:
+    engine = engine_of([replay(ids("Count:"), [*ids("12 34 5"), END])])
+    broken = engine.submit(ask("Count:", grammar=COUNTS))
+    engine.step()
+    engine.scheduler.running[0].matcher.mask_W = None  # type: ignore[assignment, union-attr]
+    with pytest.raises(TypeError):
+        engine.step()
+    engine.abort(RequestError("failed"))
+    good = engine.submit(ask("Count:", grammar=COUNTS))
+    run(engine)
+    assert [broken.answers[0].finish_reason, text(good.answers[0])] == ["error", "12 34 5"]
+
+
+def test_answers_are_all_submitted_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, started = engine_of([]), []
+    start = engine._start
+
+    def second_fails(request: Request) -> Any:
+        started.append(request)
+        if len(started) == 2:
+            raise RequestError("too much")
+        return start(request)
+
+    monkeypatch.setattr(engine, "_start", second_fails)
+    with pytest.raises(RequestError, match="too much"):
+        engine.submit(ask("How many?", grammar=COUNTS, n=3))
+    assert not engine.busy

@@ -90,6 +90,9 @@ def run(control: DraftLength, load: Workload, steps: int) -> Total:
         counts = control.cut(drafts)
         assert all(0 <= count <= len(draft.tokens) for count, draft in zip(counts, drafts, strict=True))
         tried = [Tried(cut, load.accepted(cut)) for cut in map(Draft.cut, drafts, counts)]
+        for draft, count in zip(drafts, counts, strict=True):
+            if draft.tokens and not count:  # compared with what comes all the same
+                control.learn(Tried(draft, load.accepted(draft)))
         drafting = load.drafting * most * load.sequences
         control.record(load.sequences, tried, load.seconds(load.sequences + sum(counts)), drafting)
         total.tokens += load.sequences + sum(one.accepted for one in tried)
@@ -125,7 +128,7 @@ def test_near_the_best_fixed_length_and_never_slower_than_none(cost: str, chance
 
 
 @given(
-    st.lists(st.floats(0.0, 0.03), min_size=33, max_size=33),
+    st.lists(st.floats(0.0, 0.03), min_size=36, max_size=36),
     st.lists(st.floats(0.0, 1.0), min_size=MOST, max_size=MOST),
     st.integers(1, 4),
     st.integers(1, MOST),
@@ -138,7 +141,7 @@ def test_any_costs_any_chances(
     more: list[float], chances: list[float], sequences: int, length: int, noise: float, score: float, seed: int
 ) -> None:
     """Costs rise by anything, chances are anything at each position, the proposer's own view is wrong."""
-    costs = [0.02 + sum(more[:tokens]) for tokens in range(34)]
+    costs = [0.02 + sum(more[:tokens]) for tokens in range(37)]
     rng = random.Random(seed)
     load = Workload(costs.__getitem__, lambda _, k: chances[k], sequences, noise, (score,), length=length, rng=rng)
     total = run(DraftLength(), load, 2000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.engine.stream import Stream
-from tenth.errors import RequestError
+from tenth.errors import MachineError, RequestError
 from tenth.kernels.choice import choose_kernels
 from tenth.kernels.packed import PackedFormat
+from tenth.model.cache import bytes_per_page
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
 from tenth.routing.record import Routing
@@ -136,7 +137,7 @@ def test_a_known_beginning_is_not_computed_again(tiny: Decoder) -> None:
     other = engine.submit(ask(*range(20), tenant="other"))
     run(engine)
     assert first.tokens == second.tokens == other.tokens == alone(tiny, ask(*range(20)))
-    assert (engine.scheduler.counts.computed, engine.scheduler.counts.found) == (23 + 7 + 23, 16)
+    assert (engine.scheduler.counts.computed, engine.scheduler.counts.found) == (23 + 4 + 23, 19)
 
 
 def test_where_pages_run_out_the_last_one_waits_again_and_loses_nothing(tiny: Decoder) -> None:
@@ -269,7 +270,7 @@ def test_refusals(tiny: Decoder) -> None:
         engine.submit(ask(1, most=16))
     with pytest.raises(RequestError, match="token id 9999 is outside"):
         engine.submit(ask(9999))
-    for options in ({"logit_bias": {9999: 1.0}}, {"end_ids": frozenset({-1})}, {"forbidden": frozenset({9999})}):
+    for options in ({"logit_bias": {9999: 1.0}}, {"end_ids": frozenset({512})}, {"forbidden": frozenset({9999})}):
         with pytest.raises(RequestError, match="is outside the vocabulary, 0 to 511"):
             engine.submit(ask(1, **options))
     for values, words in (
@@ -278,10 +279,65 @@ def test_refusals(tiny: Decoder) -> None:
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"min_tokens": 5}, "min_tokens is 5, it must lie between 0 and 4"),
         ({"logprobs": 65}, "logprobs is 65"),
+        ({"end_ids": frozenset({-1})}, "token id -1 in end_ids is outside the vocabulary"),
+        ({"prompt": (3, -1)}, "token id -1 in prompt is outside the vocabulary"),
+        ({"prompt": (1.0, 2.0)}, "prompt holds 1.0, token ids are whole numbers"),
+        ({"prompt": (1, True)}, "prompt holds True, token ids are whole numbers"),
+        ({"prompt": [1, 2]}, r"prompt is \[1, 2\], it must be of type tuple"),
+        ({"prompt": "text"}, "prompt is 'text', it must be of type tuple"),
+        ({"priority": "x"}, "priority is 'x', it must be a whole number"),
+        ({"n": 2.0}, "n is 2.0, it must be a whole number"),
+        ({"max_tokens": True}, "max_tokens is True, it must be a whole number"),
+        ({"rolling": "x"}, "rolling is 'x', it must be a whole number or None"),
+        ({"record": "x"}, "record is 'x', it must be one of"),
+        ({"record": None}, "record is None, it must be one of"),
+        ({"sampling": None}, "sampling is None, it must be of type Sampling"),
+        ({"sampling": {"seed": 1}}, "it must be of type Sampling"),
+        ({"end_ids": 3}, "end_ids is 3, it must be of type frozenset"),
+        ({"logit_bias": [1]}, "it must be of type Mapping"),
+        ({"logit_bias": {"1": 1.0}}, "logit_bias holds '1', token ids are whole numbers"),
+        ({"logit_bias": {1: "x"}}, "logit_bias must lie between"),
+        ({"thinking": "x"}, "thinking is 'x', it must be of type Thinking or None"),
+        ({"grammar": "[0-9]"}, "it must be of type Grammar or None"),
+        ({"limit": 0.5}, "it must be of type ExpertLimit or None"),
+        ({"length_penalty": "x"}, "length_penalty is 'x', it must lie between -10 and 10"),
     ):
         with pytest.raises(RequestError, match=words):
             Request(**{"prompt": (1,), "max_tokens": 4, **values})  # type: ignore[arg-type]
     assert not engine.busy
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SchedulerOptions(tokens=0), "SchedulerOptions.tokens is 0, it must be a whole number of at least 1"),
+        (lambda: SchedulerOptions(sequences=0), "SchedulerOptions.sequences is 0, "),
+        (lambda: SchedulerOptions(together=2.5), "SchedulerOptions.together is 2.5, "),  # type: ignore[arg-type]
+        (lambda: SchedulerOptions(wait=-1), "SchedulerOptions.wait is -1, it must lie between 0 and 3600"),
+        (lambda: SchedulerOptions(wait=float("nan")), "SchedulerOptions.wait is nan, "),
+        (lambda: EngineOptions(pages=-1), "EngineOptions.pages is -1, it must be a whole number of at least 1"),
+        (lambda: EngineOptions(page_size=0), "EngineOptions.page_size is 0, "),
+        (lambda: EngineOptions(kv="int3"), "kv is 'int3', it must be one of bf16, int8"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_that_cannot_be(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(RequestError, match=f"^{words}"):
+        make()
+
+
+def test_more_pages_than_memory(tiny: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine says it has, what the allocator refuses, and what nothing could count: one line each."""
+    with pytest.raises(MachineError, match=r"of 32,000,000,000,000 tokens need .+ GB, on cpu .+ GB are free"):
+        Engine(tiny, EngineOptions(pages=10**12))
+    page = bytes_per_page(CONFIG, 4, dtype=torch.float64)
+    monkeypatch.setattr("tenth.engine.room.free_bytes", lambda _: 10 * page + 1)
+    with pytest.raises(MachineError, match=r"GB are free, which is 40 tokens: ask for less room$"):
+        Engine(tiny, EngineOptions(11, 4))
+    Engine(tiny, EngineOptions(10, 4))
+    monkeypatch.setattr("tenth.engine.room.free_bytes", lambda _: None)
+    for pages in (10**12, 10**30):
+        with pytest.raises(MachineError, match="GB, cpu does not have them: ask for less room"):
+            Engine(tiny, EngineOptions(pages))
 
 
 @pytest.mark.slow

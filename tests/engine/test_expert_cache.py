@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenth.engine.async_engine import AsyncEngine
 from tenth.engine.captured import runner_of
+from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import cached_generate
+from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.sequence import CachedSequence
 from tenth.errors import WeightsError
 from tenth.kernels.choice import choose_kernels
-from tenth.kernels.cpu.expert_cache import CachedExpertTable, ExpertCache
+from tenth.kernels.cpu.expert_cache import CachedExpertTable, ExpertCache, LayerUses
 from tenth.kernels.packed import PackedFormat
 from tenth.model.batch import Batch, Placement, Want
 from tenth.model.cache import KVCache
@@ -303,6 +308,71 @@ def test_a_file_that_has_become_shorter_is_an_error_and_the_model_stays(
         file.write(whole)
     assert torch.equal(sequence.extend(second)[0], again.extend(second)[0])
     assert cache.statistics.reads > 0
+
+
+def test_a_broken_disk_ends_requests_with_one_error_and_the_engine_serves_others(files: Files, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(files.folder, folder)
+    decoder, cache = _decoder(folder, 12)
+    path = folder / "layer-00003.safetensors"
+    whole = path.read_bytes()
+    prompts = [tuple(_drawn(20, seed)) for seed in range(4)]
+
+    async def serve(engine: AsyncEngine, prompt: tuple[int, ...]) -> tuple[list[int], str | None]:
+        stream = engine.submit(Request(prompt, 8, Sampling(temperature=0)))
+        async for _ in stream:
+            pass
+        answer = stream.stream.answers[0]
+        return answer.tokens, None if answer.error is None else str(answer.error)
+
+    async def work() -> None:
+        wanted = []
+        async with AsyncEngine(Engine(files.resident, EngineOptions(64, 4))) as engine:
+            wanted = [(await serve(engine, prompt))[0] for prompt in prompts]
+        async with AsyncEngine(Engine(decoder, EngineOptions(64, 4))) as engine:
+            assert await serve(engine, prompts[0]) == (wanted[0], None)  # every expert cold at first, none an error
+            with path.open("r+b") as file:
+                file.truncate(8192)
+            broken = await asyncio.gather(*(serve(engine, prompt) for prompt in prompts[1:3]))
+            for tokens, error in broken:
+                assert tokens == []
+                assert error is not None
+                assert error.startswith(f"{path}: ends at byte 8192")
+                assert "\n" not in error
+            with path.open("r+b") as file:
+                file.write(whole)
+            found = await asyncio.gather(*(serve(engine, prompt) for prompt in prompts))
+            assert found == [(tokens, None) for tokens in wanted]
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert cache.statistics.misses > 0
+
+
+@torch.inference_mode()
+def test_seeds_fill_empty_slots_in_order_and_change_no_bit(files: Files) -> None:
+    decoder, cache = _decoder(files.folder, 6, ahead=False)
+    # of 40 experts, 8 were used: those of the second and third layer most
+    uses = [[0] * 10 for _ in range(4)]
+    uses[0][4], uses[0][5] = 1, 2
+    uses[1][:3] = [9, 8, 7]
+    uses[2][7:] = [9, 9, 5]
+    cache.seed([LayerUses(10, layer) for layer in uses])
+    end = time.monotonic() + 20
+    while cache.statistics.reads < 6 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert cache.statistics.reads == 6
+    sequence, again = CachedSequence(runner_of(decoder)), CachedSequence(runner_of(files.resident))
+    tokens, before = _drawn(1, 3), cache.statistics
+    run = _Run(files.resident, 1)
+    _, routing = run.step([(0, tokens)])
+    assert torch.equal(sequence.extend(tokens)[0], again.extend(tokens)[0])
+    done = cache.statistics - before
+    asked = _asked([routing])
+    assert done.hits + done.misses == sum(len(experts) for _, experts in asked)
+    counted = cache.uses
+    assert [layer.steps for layer in counted] == [1] * 4
+    for layer, (_, experts) in zip(counted, asked, strict=True):
+        assert [expert for expert, count in enumerate(layer.uses) if count] == experts
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "repeats in repeats": ("regex", "((a{1,1000}){1,1000}){1,1000}"),
     "a huge count": ("regex", "a{1,1000000000}"),
     "exponential for backtrackers": ("regex", "(a|a)*" * 200 + "b"),
+    "the classic one": ("regex", "(a+)+b"),
     "exponential for automata": ("regex", "[ab]*a[ab]{300}"),
     "many wide classes": ("regex", r"\w{0,1000}" * 50),
     "many words": ("regex", "|".join(f"w{n:07d}" for n in range(25_000))),
@@ -135,17 +137,41 @@ HOSTILE: dict[str, tuple[str, str]] = {
         ),
     ),
     "a long enum": ("json_schema", json.dumps({"enum": [f"value {n * 7919}" for n in range(9000)]})),
+    "the classic one in a schema": ("json_schema", json.dumps({"type": "string", "pattern": "^(a+)+b$"})),
+    "a huge count in a schema": ("json_schema", json.dumps({"type": "string", "pattern": "^(a{1,99999}){1,99999}$"})),
+    "deep values": ("json_schema", json.dumps({"const": json.loads("[" * 60 + "]" * 60)})),
+    "deep schemas": ("json_schema", '{"items":' * 63 + "{}" + "}" * 63),
+    "references in a circle": (
+        "json_schema",
+        json.dumps(
+            {
+                "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}},
+                "$ref": "#/$defs/a",
+            }
+        ),
+    ),
+    "references that grow": (
+        "json_schema",
+        json.dumps(
+            {
+                "$defs": {"a": {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/a"}] * 30}}},
+                "$ref": "#/$defs/a",
+            }
+        ),
+    ),
     "many properties": ("json_schema", json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(1000)}})),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars_end_in_time(name: str) -> None:
-    """Refused or compiled; and then each mask in bounded time, or an error of this sequence alone."""
+    """Refused or compiled in bounded time and memory; then each mask too, or an error of this sequence alone."""
     compiler = qwen_compiler()
     compiler.start(Grammar.json())  # the vocabulary is ready
     kind, text = HOSTILE[name]
     errors: list[str] = []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    held = memory("VmRSS")
     started = time.process_time()
     matcher = attempt(errors, lambda: compiler.start(Grammar(kind, text), {END}))  # type: ignore[arg-type]
     assert time.process_time() - started < 8
@@ -158,8 +184,15 @@ def test_hostile_grammars_end_in_time(name: str) -> None:
             break
         token = int(random.choice(ids[ids != END]))
         attempt(errors, lambda token=token: matcher.take(token))
+    assert memory("VmHWM") - held < 500_000
     assert not any("\n" in error for error in errors)
     assert len(allowed(compiler.start(Grammar.choice(["a neighbour"]), {END})))
+
+
+def memory(name: str) -> int:
+    """Of this process, in kB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0])
 
 
 def attempt(errors: list[str], act: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tenth.engine.sampler import Drawn, Sampler, Sampling, _Seen, draw_rows, kept
+from tenth.engine.sampler import Drawn, Sampler, Sampling, draw_rows, kept
+from tenth.engine.seen import PromptTokens, SeenTokens
 from tenth.errors import RequestError
 
 INF = math.inf
@@ -52,7 +54,7 @@ def _draws(logits: torch.Tensor, count: int, options: Sampling, *, prompt: list[
     drawn = []
     for _ in range(count):
         drawn.append(sampler.draw(logits))
-        sampler._seen = _Seen(prompt or [])
+        sampler._seen = SeenTokens(PromptTokens(prompt or []))
     return drawn
 
 
@@ -142,7 +144,7 @@ def test_penalties_come_before_temperature() -> None:
     sampler = Sampler(Sampling(temperature=2.0, presence_penalty=1.0, seed=1), [], 2)
     seen = []
     for _ in range(2000):
-        sampler._seen = _Seen([])
+        sampler._seen = SeenTokens(PromptTokens([]))
         sampler._seen.add(0)
         seen.append(sampler.draw(torch.tensor([2.0, 0.0])))
     odds = math.exp(0.5)
@@ -412,3 +414,17 @@ def test_every_option_was_tried() -> None:
 def test_a_prompt_outside_the_vocabulary_is_refused(bad: int) -> None:
     with pytest.raises(RequestError, match=f"token id {bad} is outside the vocabulary, 0 to 5"):
         Sampler(Sampling(), [1, bad, 2], 6)
+
+
+@pytest.mark.parametrize("options", [Sampling(1.5, repetition_penalty=1.4, frequency_penalty=0.5), Sampling(1.5)])
+def test_samplers_beside_each_other_know_the_same_prompt(options: Sampling) -> None:
+    """What one has seen is not the others'; each draws as one that was made alone."""
+    prompt, generator = [3, 1, 3, 60], torch.Generator().manual_seed(1)
+    first = Sampler(replace(options, seed=5), prompt, 64, {2, 9})
+    shared = [first, *(first.beside(seed) for seed in (6, 7))]
+    own = [Sampler(replace(options, seed=seed), prompt, 64, {2, 9}) for seed in (5, 6, 7)]
+    for _ in range(200):
+        logits_RV = 2 * torch.randn(3, 64, generator=generator)
+        assert draw_rows(shared, logits_RV) == draw_rows(own, logits_RV)
+    assert [one.seed for one in shared] == [5, 6, 7]
+    assert first.beside(None).seed != first.beside(None).seed

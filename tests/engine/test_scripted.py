@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable, Sequence
 
 import pytest
 import torch
 
 from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import cached_generate, naive_generate
+from tenth.engine.prefix import PrefixCache
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampler, Sampling
 from tenth.engine.scheduler import SchedulerOptions
@@ -134,3 +136,29 @@ def test_a_slot_that_nobody_wrote_shows() -> None:
     with pytest.raises(AssertionError, match="another sequence"):
         engine.step()
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_hundreds_that_wait_for_a_prompt_are_not_searched_for_it_at_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once each, until it is there; then all find it."""
+    asked = list[int]()
+    known = PrefixCache.known
+
+    def counted(cache: PrefixCache, key: Hashable, tokens: Sequence[int]) -> int:
+        asked.append(len(tokens))
+        return known(cache, key, tokens)
+
+    monkeypatch.setattr(PrefixCache, "known", counted)
+    engine = Engine(ScriptedModel(VOCABULARY, [], END), EngineOptions(400, 4, SchedulerOptions(tokens=16, wait=0)))
+    prompt = tuple(n % 7 + 1 for n in range(160))
+    streams = [engine.submit(Request((*prompt, 1 + n % 5), 1, Sampling(temperature=0))) for n in range(200)]
+    for _ in range(10):
+        engine.step()
+    assert len(engine.scheduler.running) == 1
+    assert len(asked) <= 200
+    while engine.busy:
+        engine.step()
+        engine.scheduler.audit()
+    assert all(stream.finished for stream in streams)
+    assert engine.scheduler.counts.computed < 160 + 200 * 5

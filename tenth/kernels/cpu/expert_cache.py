@@ -7,7 +7,10 @@ the middle of it. E experts, D model width.
 from __future__ import annotations
 
 import mmap
+import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -62,6 +65,14 @@ class CacheStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerUses:
+    """Of a sparse layer: its steps, and in how many of them each expert was asked for."""
+
+    steps: int
+    uses: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """The next sparse layer's router, as far as it tells that layer's experts from this one's input."""
 
@@ -82,7 +93,8 @@ class ExpertCache:
         except MemoryError:
             size = slots * slot_bytes / 1e9
             raise MachineError(f"a cache of {slots} experts needs {size:.1f} GB of memory: give it less") from None
-        self.slots, self.slot_bytes, self.experts, self._layers = slots, slot_bytes, 0, 0
+        self.slots, self.slot_bytes, self.experts = slots, slot_bytes, 0
+        self._sizes: list[list[int]] = []  # whole pages of each layer's experts
 
     def table(
         self,
@@ -102,6 +114,7 @@ class ExpertCache:
         except RuntimeError as error:
             raise WeightsError(str(error)) from None
         self.experts += len(experts)
+        self._sizes.append([_whole_pages(nbytes) for _, nbytes in places])
         return CachedExpertTable(experts, self, layer)
 
     @property
@@ -116,6 +129,55 @@ class ExpertCache:
         parts = (c.steps, c.hits, c.late, c.misses, c.expected, c.right, c.ahead, c.reads, c.bytes, c.stalled)
         return CacheStatistics(*parts)
 
+    @property
+    def uses(self) -> list[LayerUses]:
+        """What the steps of each sparse layer asked for since it was made."""
+        return [LayerUses(self.store.steps(layer), self.store.uses(layer)) for layer in range(len(self._sizes))]
+
+    def seed(self, layers: Sequence[LayerUses]) -> None:
+        """Start as if these had been used before: the most used are read in the background, into slots still empty."""
+        seeds = [
+            (layer, expert, count / of.steps)
+            for layer, of in enumerate(layers)
+            for expert, count in enumerate(of.uses)
+            if count
+        ]
+        self.store.seed(sorted(seeds, key=lambda seed: -seed[2]))
+
+    def disk_speed(self, seconds: float) -> float:
+        """Bytes a second that the disk gives to READERS readers of experts at random; nothing of it is kept.
+
+        It takes memory for so many experts meanwhile. WeightsError.
+        """
+        end = time.perf_counter() + seconds
+
+        def read(reader: int) -> int:
+            chance, memory, done = random.Random(reader), _memory(self.slot_bytes), 0
+            address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+            while not done or time.perf_counter() < end:
+                layer = chance.randrange(len(self._sizes))
+                expert = chance.randrange(len(self._sizes[layer]))
+                self.store.read(layer, expert, address)
+                done += self._sizes[layer][expert]
+            return done
+
+        start = time.perf_counter()
+        try:
+            with ThreadPoolExecutor(READERS) as readers:
+                done = sum(readers.map(read, range(READERS)))
+        except RuntimeError as error:
+            raise WeightsError(str(error)) from None
+        return done / (time.perf_counter() - start)
+
+
+def _whole_pages(nbytes: int) -> int:
+    return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _memory(nbytes: int) -> mmap.mmap:
+    """Memory that begins with a page, of whole pages."""
+    return mmap.mmap(-1, _whole_pages(nbytes))
+
 
 class CachedExpertTable(PackedExpertTable):
     """A layer's experts on disk. Its packed experts have shapes and formats, their bytes are nowhere (`meta`)."""
@@ -128,8 +190,7 @@ class CachedExpertTable(PackedExpertTable):
     def expert(self, index: int) -> tuple[Tensor, Tensor]:
         """One expert read from its file, dense, in float32: gate over up (2F, D), and down (D, F)."""
         one = self.experts[index]
-        memory = mmap.mmap(-1, -(-one.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)  # begins with a page
-        data_B = torch.frombuffer(memory, dtype=torch.uint8)
+        data_B = torch.frombuffer(_memory(one.nbytes), dtype=torch.uint8)
         try:
             self.cache.store.read(self.layer, index, data_B.data_ptr())
         except RuntimeError as error:

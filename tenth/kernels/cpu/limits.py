@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import tenth.kernels.cpu._native as _native
+from tenth.kernels.cpu.expert_cache import CachedExpertTable
 from tenth.kernels.packed import TILE_ROWS, PackedExpertTable, PackedWeight
 from tenth.kernels.weight import ExpertTable, Weight
 
@@ -44,11 +45,12 @@ class StepWalk:
     def __init__(self, machine: _native.Machine) -> None:
         self._walk = _native.Walk(machine)
         self._held: list[object] = []  # whose memory is read
+        self._elsewhere = 0  # bytes that have no place of their own
 
     @property
     def nbytes(self) -> int:
         """Bytes that a run reads."""
-        return self._walk.bytes
+        return self._walk.bytes + self._elsewhere
 
     def matrices(self, weights: Sequence[Weight]) -> None:
         """Packed matrices that are multiplied in one operation."""
@@ -62,10 +64,16 @@ class StepWalk:
         self._walk.matrices([(weight_ED.data_ptr(), weight_ED.nbytes, row_bytes * TILE_ROWS)])
 
     def experts(self, table: ExpertTable, ids: Sequence[int], tokens: int) -> None:
-        """The chosen experts of a layer, each named once, for so many tokens."""
+        """The chosen experts of a layer, each named once, for so many tokens.
+
+        Those that are on disk have no place in memory before the step: they count as being read as fast as the rest.
+        """
         assert isinstance(table, PackedExpertTable), "native kernels take packed experts"
-        self._held.append(table)
         chosen = [table.experts[index] for index in ids]
+        if isinstance(table, CachedExpertTable):
+            self._elsewhere += sum(expert.nbytes for expert in chosen)
+            return
+        self._held.append(table)
         self._walk.experts([(_packed(e.gate), _packed(e.up), _packed(e.down)) for e in chosen], tokens)
 
     def memory(self, parts: Sequence[Tensor]) -> None:
@@ -76,7 +84,7 @@ class StepWalk:
 
     def run(self) -> float:
         """Read everything once; the seconds it took."""
-        return self._walk.run()
+        return self._walk.run() * self.nbytes / self._walk.bytes
 
 
 def _packed(weight: Weight) -> _Bytes:

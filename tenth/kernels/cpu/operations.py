@@ -24,6 +24,7 @@ from tenth.kernels.cpu.expert_cache import CachedExpertTable
 from tenth.kernels.cpu.native_weights import native_experts, native_matrix, packed_floats
 from tenth.kernels.packed import PackedExpertTable
 from tenth.kernels.weight import ExpertTable, Weight
+from tenth.routing.limit import TokenLimits
 from tenth.routing.rule import RouteRule
 
 _NONE = (0, 0)  # no rows
@@ -238,7 +239,9 @@ class CpuKernels:
             self._routers[weight_ED] = packed_floats(weight_ED.detach())
         return self.linears(x_TD, (self._routers[weight_ED],), (None,))[0]
 
-    def route(self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def route(
+        self, logits_TE: Tensor, rule: RouteRule, bias_E: Tensor | None = None, limits: TokenLimits | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids of the rule's experts, the largest biased score first, of equal ones the lower id; and their gates."""
         experts_TK = self._new(logits_TE, rule.top_k, dtype=torch.int64)
         gates_TK = self._new(logits_TE, rule.top_k)
@@ -247,17 +250,20 @@ class CpuKernels:
         def emit(plan: _native.Plan, at: Address) -> None:
             parts = (rule.top_k, rule.renormalise, rule.score == "sigmoid", rule.groups, rule.top_groups, rule.scale)
             address = 0 if bias is None else bias.data_ptr()
-            plan.route(logits_TE.shape[1], *parts, address, *_row(logits_TE, at), at(experts_TK), at(gates_TK))
+            within = (0, 0) if limits is None else (at(limits.mass_T), at(limits.cap_T))
+            outs = (at(experts_TK), at(gates_TK))
+            plan.route(logits_TE.shape[1], *parts, address, *_row(logits_TE, at), *within, rule.rescales, *outs)
 
-        self._do(emit, (logits_TE,), (experts_TK, gates_TK))
+        reads = (logits_TE,) if limits is None else (logits_TE, limits.mass_T, limits.cap_T)
+        self._do(emit, reads, (experts_TK, gates_TK))
         return experts_TK, gates_TK
 
-    def gates(self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule) -> Tensor:
+    def gates(self, logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, dropped_TK: Tensor | None = None) -> Tensor:
         """The rule's gates of experts that were chosen elsewhere: a replay, which is never captured."""
-        return reference.gates(logits_TE, experts_TK, rule)
+        return reference.gates(logits_TE, experts_TK, rule, dropped_TK)
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
-        """The weighted sum of the chosen experts, in order of k."""
+        """The weighted sum of the chosen experts, in order of k, those with a gate of 0 left out."""
         ids_TK, gates_TK = experts_TK.contiguous(), gates_TK.contiguous()
         if isinstance(table, CachedExpertTable):
             return self._cached_experts(x_TD, ids_TK, gates_TK, table)

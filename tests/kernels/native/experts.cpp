@@ -1,5 +1,6 @@
 // The experts of a layer have the bits of their parts: gate, up, SwiGLU and down as operations of their own, a token
 // and an expert at a time, summed in order of k; on any instruction set and number of threads, alone or in company.
+// What has a gate of 0 is not computed, nor are the weights of an expert read that nobody else hears.
 // (products.cpp and row_ops.cpp hold the parts to double precision.) Argument: how many rounds of random layers.
 #include <cstdlib>
 #include <numeric>
@@ -96,6 +97,7 @@ Rows by_parts(const Machine& machine, const Layer& layer, const Rows& x, const R
     std::fill_n(y.row(t), layer.hidden, 0.0f);
     for (int k = 0; k < routing.top_k; ++k) {
       const size_t at = (size_t)t * routing.top_k + k;
+      if (routing.gates[at] == 0) continue;
       const Rows part = one_expert(machine, &layer.parts[3 * routing.ids[at]], x.part(t, 1));
       for (int c = 0; c < layer.hidden; ++c) y.row(t)[c] = std::fma(routing.gates[at], part.row(0)[c], y.row(t)[c]);
     }
@@ -114,8 +116,11 @@ std::vector<int> spoil_some(Random& random, Rows& x) {
 bool keeps_rule(const Layer& layer, const Routing& routing, const std::vector<int>& spoiled, const Rows& y) {
   return std::all_of(spoiled.begin(), spoiled.end(), [&](int t) {
     const auto ids = routing.ids.begin() + (size_t)t * routing.top_k;
-    const bool integers = std::any_of(ids, ids + routing.top_k, [&](int64_t e) { return layer.integers(e); });
-    return packed::is_spoiled(y.row(t), layer.hidden, integers);
+    const float* gates = &routing.gates[(size_t)t * routing.top_k];
+    bool integers = false, heard = false;
+    for (int k = 0; k < routing.top_k; ++k)
+      if (gates[k] != 0) heard = true, integers |= layer.integers(ids[k]);
+    return !heard || packed::is_spoiled(y.row(t), layer.hidden, integers);
   });
 }
 
@@ -160,6 +165,24 @@ void lone_tokens(Random& random, const std::vector<Machine>& all) {
   check_layer(random, all, layer, Choice::kTwice, 3, 70);
 }
 
+// tokens that drop experts, all of them where `keep` is 0: the experts that nobody hears have no memory to be read from
+void dropped(Random& random, const std::vector<Machine>& all, int tokens, int top_k, int keep) {
+  Layer layer(random, 9, 80, 40, nullptr);
+  Routing routing = random_routing(random, Choice::kAny, tokens, 9, top_k);
+  std::vector<bool> heard(9, false);
+  for (size_t i = 0; i < routing.ids.size(); ++i) {
+    if ((int)(i % top_k) >= keep) routing.gates[i] = 0;
+    if (routing.gates[i] != 0) heard[routing.ids[i]] = true;
+  }
+  const Rows x = packed::random_tokens(random, tokens, 80), wanted = by_parts(all[0], layer, x, routing);
+  for (int e = 0; e < 9; ++e)
+    if (!heard[e]) layer.table[e].gate.data = layer.table[e].up.data = layer.table[e].down.data = nullptr;
+  for (const Machine& machine : all)
+    if (!packed::is_part(run(machine, layer, x, routing), wanted, 0))
+      check::report("the bits of " + std::to_string(keep) + " of " + std::to_string(top_k) + " experts left, " +
+                        std::to_string(tokens) + " tokens on " + machine.name, false);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -169,6 +192,8 @@ int main(int count, char** arguments) {
   for (int i = 0; i < rounds; ++i) {
     for (int j = 0; j < 2; ++j) layers(random, all);
     lone_tokens(random, all);
+    for (const int tokens : {1, 2, 7, 30})
+      for (const int keep : {0, 1, 3}) dropped(random, all, tokens, 5, keep);
   }
   return check::done();
 }

@@ -206,6 +206,21 @@ struct Choice {
     const bool twins = logit(a) == logit(b) && (!bias || bias[a] == bias[b]);
     return twins ? a < b : score(a) == score(b) ? slack > 0 || a < b : score(a) > score(b) - slack;
   }
+  double part(int e) const { return sigmoid ? 1 / (1 + std::exp(-logit(e))) : std::exp(logit(e)); }
+  double sum(const int64_t* ids, int count) const {
+    double total = 0;
+    for (int k = 0; k < count; ++k) total += part(ids[k]);
+    return total;
+  }
+  // whether a limit leaves so many; a sum within rounding of the mass may count as it or not, and a gate that is nothing
+  // beside the others does not tell whether it was dropped
+  bool leaves(const int64_t* ids, double mass, int64_t cap, int left) const {
+    const double total = sum(ids, top_k), slack = 1e-5 * total;
+    if (left > cap || left > top_k) return false;
+    if (mass < 1 && left > 1 && sum(ids, left - 1) >= mass * total + slack) return false;
+    return left == top_k || left == cap || part(ids[left]) < 1e-30 * total ||
+           (mass < 1 && sum(ids, left) >= mass * total - slack);
+  }
   double gate(const int64_t* ids, int k) const {
     double most = -INFINITY, total = 0;
     auto part = [&](int e) { return sigmoid ? 1 / (1 + std::exp(-logit(e))) : std::exp(logit(e) - most); };
@@ -241,12 +256,20 @@ void choices(Random& random, const std::vector<Machine>& all) {
                            (renormalise ? " of the chosen" : "") + (sigmoid ? ", sigmoids" : "") +
                            (biased ? ", biased, " : ", ") + std::to_string(top_groups) + " of " +
                            std::to_string(groups) + " groups";
-  std::vector<int64_t> ids(rows * top_k);
+  const bool limited = random.integer(0, 1), rescale = renormalise && random.integer(0, 1);
+  Rows mass(rows, 1.0f);
+  std::vector<int64_t> cap(rows, 1 << 30), ids(rows * top_k);
+  for (int r = 0; r < rows; ++r) {
+    if (random.integer(0, 1)) mass[r] = random.one_of({0.01f, 0.5f, 0.9f});
+    if (random.integer(0, 1)) cap[r] = random.integer(1, 8);
+  }
   bool same = true, first = true;
   const Rows gates = everywhere(name, all, rows, top_k, [&](const Machine& m, int r, int count, float* to) {
     std::vector<int64_t> chosen(count * top_k, -1);
     m.run(m.ops->choose, tenth::ChooseArgs{count, experts, top_k, &logits[r * stride], stride, renormalise, sigmoid,
-                                           biased ? bias.data() : nullptr, groups, top_groups, scale, chosen.data(), to});
+                                           biased ? bias.data() : nullptr, groups, top_groups, scale,
+                                           limited ? &mass[r] : nullptr, limited ? &cap[r] : nullptr, rescale,
+                                           chosen.data(), to});
     if (first) ids = chosen;
     first = false;
     same &= std::equal(chosen.begin(), chosen.end(), ids.begin() + r * top_k);
@@ -257,8 +280,13 @@ void choices(Random& random, const std::vector<Machine>& all) {
                         biased ? bias.data() : nullptr};
     const int64_t* chosen = &ids[r * top_k];
     same &= choice.fits(chosen);
+    int left = 1;
+    while (left < top_k && gates[r * top_k + left] != 0) ++left;
+    if (limited) same &= choice.leaves(chosen, spoiled[r] ? 1 : mass[r], cap[r], left);
+    const double sum = rescale && left < top_k ? choice.sum(chosen, left) / choice.sum(chosen, top_k) : 1;
     for (int k = 0; k < top_k; ++k) {
-      const double want = spoiled[r] ? kNaN : choice.gate(chosen, k);
+      const double gate = spoiled[r] ? kNaN : choice.gate(chosen, k) / sum;
+      const double want = limited && k >= left ? 0 : gate;
       worst.take(gates[r * top_k + k], want, 1e-6 * want + 1e-37);
     }
   }

@@ -146,10 +146,12 @@ void attention(Plan& plan, int heads, uintptr_t q, int64_t q_stride, const Kv& k
 }
 
 void route(Plan& plan, int experts, int top_k, bool renormalise, bool sigmoid, int groups, int top_groups, float scale,
-           uintptr_t bias, uintptr_t logits, int64_t logits_stride, uintptr_t ids, uintptr_t gates) {
+           uintptr_t bias, uintptr_t logits, int64_t logits_stride, uintptr_t mass, uintptr_t cap, bool rescale,
+           uintptr_t ids, uintptr_t gates) {
   add(plan, 0, plan.ops().choose,
       ChooseArgs{0, experts, top_k, at<float>(logits), logits_stride, renormalise, sigmoid, at<float>(bias), groups,
-                 top_groups, scale, at<int64_t>(ids), at<float>(gates)});
+                 top_groups, scale, at<float>(mass), at<int64_t>(cap), rescale, at<int64_t>(ids),
+                 at<float>(gates)});
 }
 
 void run(Plan& plan, int64_t tokens, int64_t logits, int64_t documents) { plan.run(Rows{{tokens, logits, documents}}); }

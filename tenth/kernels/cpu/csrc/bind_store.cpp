@@ -23,6 +23,12 @@ int add_layer(ExpertStore& store, const std::string& path, const ExpertList& exp
   return store.add_layer(path, experts.experts, std::move(list));
 }
 
+void seed(ExpertStore& store, const std::vector<std::tuple<int, int, double>>& seeds) {
+  std::vector<ExpertStore::Seed> list;
+  for (const auto& [layer, expert, rate] : seeds) list.push_back({layer, expert, rate});
+  store.seed(list);
+}
+
 }  // namespace
 
 void bind_store(nb::module_& m) {
@@ -42,7 +48,11 @@ void bind_store(nb::module_& m) {
       .def(nb::init<int, int64_t, int>(), nb::arg("slots"), nb::arg("slot_bytes"), nb::arg("readers"))
       .def("add_layer", &add_layer)
       .def("read", [](const ExpertStore& store, int layer, int expert,
-                      uintptr_t to) { store.read(layer, expert, reinterpret_cast<uint8_t*>(to)); })
+                      uintptr_t to) { store.read(layer, expert, reinterpret_cast<uint8_t*>(to)); },
+           nb::call_guard<nb::gil_scoped_release>())  // others may read at the same time
+      .def("seed", &seed)
+      .def("steps", &ExpertStore::steps)
+      .def("uses", &ExpertStore::uses)
       .def_prop_ro("indirect", &ExpertStore::indirect)
       .def_prop_ro("slots", &ExpertStore::slots)
       .def_prop_ro("slot_bytes", &ExpertStore::slot_bytes)

@@ -10,6 +10,7 @@
 namespace tenth::TENTH_ISA {
 
 // The experts of a batch. An assignment is a (token, k) pair; those of one expert lie together, in order of tokens.
+// Those with a gate of 0 are in no list: nothing is read or computed for them.
 struct Work {
   struct Group {  // an expert and its assignments
     int expert, first, count;  // assignments first ... first + count - 1 of the sorted list
@@ -20,12 +21,14 @@ struct Work {
   std::vector<Group> groups;
   std::vector<Cut> x, h;  // `first` counts within the group
   std::vector<int> named;  // the groups' experts
+  std::vector<int64_t> expected;  // of the next layer
   size_t bytes = 0;       // of all blocks
 
   void plan(const ExpertArgs& a) {
     const int total = a.tokens * a.top_k;
     next_.assign(a.num_experts + 1, 0);
-    for (int i = 0; i < total; ++i) ++next_[a.experts[i] + 1];
+    for (int i = 0; i < total; ++i)
+      if (a.gates[i] != 0) ++next_[a.experts[i] + 1];
     for (int e = 0; e < a.num_experts; ++e) next_[e + 1] += next_[e];
     x.clear(), h.clear(), groups.clear();
     bytes = 0;
@@ -39,8 +42,9 @@ struct Work {
       group.x_cuts = (int)x.size() - group.x_cut, group.h_cuts = (int)h.size() - group.h_cut;
       groups.push_back(group);
     }
-    assignment.resize(total);
-    for (int i = 0; i < total; ++i) assignment[next_[a.experts[i]]++] = i;
+    assignment.resize(next_[a.num_experts]);
+    for (int i = 0; i < total; ++i)
+      if (a.gates[i] != 0) assignment[next_[a.experts[i]]++] = i;
   }
 
   // `order[i]` becomes the i-th group; the lists above stay as they are
@@ -95,9 +99,10 @@ class ExpertStep {
   }
 
   bool run() {
-    if (a_.store && team_.id == 0) ask_store();
+    const bool stored = a_.store && count_;
+    if (stored && team_.id == 0) ask_store();
     place_inputs();
-    if (a_.store) return run_stored();
+    if (stored) return run_stored();
     gate_and_up();
     place_hidden();
     if (fused_) {
@@ -116,7 +121,20 @@ class ExpertStep {
     experts.clear();
     for (const Work::Group& group : work_.groups) experts.push_back(group.expert);
     a_.store->begin(a_.layer, experts.data(), count_);
-    if (a_.next) a_.store->expect(a_.layer + 1, a_.next, (int64_t)a_.tokens * a_.next_k);
+    if (a_.next) expect();
+  }
+
+  // of what a token's next experts will probably be no greater share than it has experts here
+  void expect() {
+    std::vector<int64_t>& expected = work_.expected;
+    expected.clear();
+    for (int token = 0; token < a_.tokens; ++token) {
+      const float* gates = a_.gates + (size_t)token * a_.top_k;
+      const int here = a_.top_k - (int)std::count(gates, gates + a_.top_k, 0.0f);
+      const int64_t* next = a_.next + (size_t)token * a_.next_k;
+      expected.insert(expected.end(), next, next + (here * a_.next_k + a_.top_k - 1) / a_.top_k);
+    }
+    a_.store->expect(a_.layer + 1, expected.data(), (int64_t)expected.size());
   }
 
   // Experts are computed with as they come from the store. Each writes rows of its own, which are summed at the end:
@@ -235,7 +253,8 @@ class ExpertStep {
       }
       for (int t = 0; t < count; ++t) {
         F y = zero();
-        for (int k = 0; k < a_.top_k; ++k) y = fma(set1(a_.gates[k]), values[k][t], y);
+        for (int k = 0; k < a_.top_k; ++k)
+          if (a_.gates[k] != 0) y = fma(set1(a_.gates[k]), values[k][t], y);
         const int row = (tile + t) * kLanes;
         write_tile(a_.y + row, y, nullptr, a_.width - row);
       }
@@ -267,6 +286,7 @@ class ExpertStep {
         const int count = std::min(kLanes, a_.width - row);
         F sum = zero();
         for (int k = 0; k < a_.top_k; ++k) {
+          if (gates[k] == 0) continue;
           const float* part = from + (size_t)k * a_.width + row;
           sum = fma(set1(gates[k]), count == kLanes ? load(part) : load_some(part, count), sum);
         }

@@ -125,6 +125,7 @@ struct Layer {
   std::vector<Expert> table;
   std::vector<int> slot;       // of each expert; -1: none
   std::vector<double> uses;    // of each expert, as `with_use` adds them up
+  std::vector<int64_t> asked;  // of each expert: steps that asked for it
   int64_t steps = 0;
   std::vector<char> expected;  // for its next step
   bool predicted = false;
@@ -175,6 +176,7 @@ class ExpertStore::Store {
       const int slot = now.slot[experts[i]];
       counts.right += now.predicted && now.expected[experts[i]];
       now.uses[experts[i]] = with_use(now.uses[experts[i]], now.steps / kHalfLife);
+      ++now.asked[experts[i]];
       if (slot < 0) {
         misses.push_back(i);
         continue;
@@ -201,6 +203,16 @@ class ExpertStore::Store {
       if (!next.expected[e]) continue;
       ++counts.expected;
       if (next.slot[e] < 0) wishes_.push_back({layer, e});
+    }
+    work_.notify_all();
+  }
+
+  void seed(const std::vector<Seed>& seeds) {
+    const double all = 1 / (1 - std::exp2(-1 / kHalfLife));  // what uses in every step add up to
+    const std::lock_guard lock(mutex);
+    for (const Seed& seed : seeds) {
+      layers[seed.layer].uses[seed.expert] = std::log2(seed.rate * all);
+      seeds_.push_back({seed.layer, seed.expert});
     }
     work_.notify_all();
   }
@@ -316,18 +328,25 @@ class ExpertStore::Store {
       ++reading_;
       return slot;
     }
-    while (!wishes_.empty() && !reading_) {
-      const Wish wish = wishes_.front();
-      wishes_.pop_front();
+    if (reading_) return -1;
+    const int expected = next_wish(wishes_, true);
+    counts.ahead += expected >= 0;
+    return expected >= 0 ? expected : next_wish(seeds_, false);
+  }
+
+  // a slot for the first that is not there; in place of another expert, or only where there was none
+  int next_wish(std::deque<Wish>& wishes, bool in_place) {
+    while (!wishes.empty()) {
+      const Wish wish = wishes.front();
+      wishes.pop_front();
       if (layers[wish.layer].slot[wish.expert] >= 0) continue;
       const int slot = victim(true);
-      if (slot < 0) {
-        wishes_.clear();
+      if (slot < 0 || (!in_place && slots[slot].state != State::kEmpty)) {
+        wishes.clear();
         break;
       }
       place(slot, wish.layer, wish.expert, State::kReading);
       slots[slot].used = ++clock_;
-      ++counts.ahead;
       return slot;
     }
     return -1;
@@ -349,7 +368,7 @@ class ExpertStore::Store {
       lock.lock();
       if (failed.empty()) ++counts.reads, counts.bytes += whole_pages(place.bytes);
       finish(slot, std::move(failed));
-      if (demanded && !--reading_ && !wishes_.empty()) work_.notify_all();
+      if (demanded && !--reading_ && !(wishes_.empty() && seeds_.empty())) work_.notify_all();
     }
   }
 
@@ -372,7 +391,7 @@ class ExpertStore::Store {
   uint64_t clock_ = 0;
   std::deque<int> demanded_;  // slots
   int reading_ = 0;           // of those, how many are being read
-  std::deque<Wish> wishes_;
+  std::deque<Wish> wishes_, seeds_;
   std::string failure_;
   std::condition_variable work_, done_;
   bool stop_ = false;
@@ -392,6 +411,7 @@ int ExpertStore::add_layer(const std::string& path, std::vector<Expert> experts,
   layer.places = std::move(places);
   layer.slot.assign(layer.table.size(), -1);
   layer.uses.assign(layer.table.size(), kNever);
+  layer.asked.assign(layer.table.size(), 0);
   layer.expected.assign(layer.table.size(), 0);
   store_->layers.push_back(std::move(layer));
   return (int)store_->layers.size() - 1;
@@ -406,6 +426,18 @@ void ExpertStore::read(int layer, int expert, uint8_t* to) const {
 ExpertStore::Counts ExpertStore::counts() const {
   const std::lock_guard lock(store_->mutex);
   return store_->counts;
+}
+
+void ExpertStore::seed(const std::vector<Seed>& seeds) { store_->seed(seeds); }
+
+int64_t ExpertStore::steps(int layer) const {
+  const std::lock_guard lock(store_->mutex);
+  return store_->layers[layer].steps;
+}
+
+std::vector<int64_t> ExpertStore::uses(int layer) const {
+  const std::lock_guard lock(store_->mutex);
+  return store_->layers[layer].asked;
 }
 
 const std::string& ExpertStore::indirect() const { return store_->indirect; }

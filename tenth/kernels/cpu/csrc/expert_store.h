@@ -6,6 +6,8 @@
 // there are fewer slots than experts, those that were computed with give theirs to the next. What the router of the next
 // layer will probably choose (`expect`) is read while no step waits for a read.
 //
+// Slots that nothing has asked for yet are filled with experts that were used before (`seed`), while nothing else is read.
+//
 // One step at a time, and `begin`, `expect`, `take` by one thread: a team of threads takes turns on its pool, and
 // barriers stand between these calls and who looks at `order`, `batch` and the table. Nothing here is inline: code
 // of one instruction set must not be linked into another's.
@@ -59,6 +61,15 @@ class ExpertStore {
   Counts counts() const;
   // an expert's bytes at an address that kPage divides, with room for whole pages; std::runtime_error
   void read(int layer, int expert, uint8_t* to) const;
+
+  struct Seed {
+    int layer, expert;
+    double rate;  // of its layer's steps, the share that used it
+  };
+  // Experts as if they had been used at such rates; into slots that are empty they are read at once, in this order.
+  void seed(const std::vector<Seed>& seeds);
+  int64_t steps(int layer) const;              // that asked for experts of it
+  std::vector<int64_t> uses(int layer) const;  // of its experts: steps that asked for each
 
   int experts(int layer) const;
   const Expert* table(int layer) const;  // addresses are those of the slots while an expert is in a batch

@@ -31,7 +31,7 @@ struct ExpertArgs {
   const float* x;
   int64_t x_stride;
   const int64_t* experts;  // [tokens][top_k]
-  const float* gates;      // [tokens][top_k]
+  const float* gates;      // [tokens][top_k]; 0: this one is not computed, nor read
   const Expert* table;
   float* y;
   int64_t y_stride;
@@ -166,8 +166,11 @@ struct ChooseArgs {  // tenth/routing/rule.py says what is chosen; a score is a 
   const float* bias;       // [experts] added to scores for the choice; or null
   int groups, top_groups;  // experts lie in equal groups; a token's come from so many of them
   float scale;             // of gates
+  const float* mass;       // [tokens]; or null, as `cap` then is: no expert is dropped (tenth/routing/limit.py)
+  const int64_t* cap;      // [tokens]
+  bool rescale;            // where some are dropped the gates left are made to sum to 1 anew (before `scale`)
   int64_t* ids;            // [tokens][top_k]: largest first, of equal ones the lower id; NaN counts as -infinity
-  float* gates;            // [tokens][top_k]: NaN where the token has a NaN
+  float* gates;            // [tokens][top_k]: 0 for a dropped expert, NaN for others where the token has a NaN
 };
 
 struct SampleRow {  // how a token is drawn from one row of logits; the meaning is tenth/engine/sampler.py's

@@ -214,6 +214,17 @@ inline void biased_scores(const float* logits, const ChooseArgs& a, float* x) {
   }
 }
 
+// How many of a token's experts are left, in order of the choice: the fewest that have `mass` of the sum of all scores,
+// `cap` at most, one at least. Scores may share a factor.
+inline int left_of(const float* scores, int top_k, float mass, int64_t cap) {
+  const int most = (int)std::min<int64_t>(top_k, cap);
+  float total = 0, sum = scores[0];
+  for (int k = 0; k < top_k; ++k) total += scores[k];
+  int left = 1;
+  for (; left < most && !(mass < 1 && sum >= mass * total); ++left) sum += scores[left];
+  return left;
+}
+
 inline void choose(Team& team, const ChooseArgs& a) {
   const int chunks = (a.experts + kLanes - 1) / kLanes, top_chunks = (a.top_k + kLanes - 1) / kLanes;
   float* x = (float*)team.local((2 * (size_t)chunks + 2 * top_chunks) * kLanes * sizeof(float) +
@@ -246,12 +257,24 @@ inline void choose(Team& team, const ChooseArgs& a) {
     std::fill(values, values + top_chunks * kLanes, kLeast);
     take_largest(x, taken, chunks, a.top_k, ids, values);
     for (int k = 0; changed && k < a.top_k; ++k) values[k] = std::isnan(logits[ids[k]]) ? kLeast : logits[ids[k]];
-    if (a.renormalise) most = changed ? *std::max_element(values, values + a.top_k) : values[0];
-    if (a.sigmoid) most = a.renormalise ? std::min(most, 0.0f) : 0.0f;
-    const float chosen = (a.sigmoid ? sigmoids : exponentials)(values, a.top_k, most, e);
-    if (a.renormalise) total = chosen;
-    for (int k = 0; k < a.top_k; ++k)
-      gates[k] = spoiled ? std::numeric_limits<float>::quiet_NaN() : e[k] / total * a.scale;
+    const auto scores = a.sigmoid ? sigmoids : exponentials;
+    const auto chosen = [&](int count) {  // the sum of the first ones' scores, up to a factor that `e` shares
+      if (a.renormalise) most = changed ? *std::max_element(values, values + count) : values[0];
+      if (a.sigmoid) most = a.renormalise ? std::min(most, 0.0f) : 0.0f;
+      return scores(values, a.top_k, most, e);
+    };
+    const float sum = chosen(a.top_k);
+    if (a.renormalise) total = sum;
+    int left = a.top_k;
+    if (a.mass) left = left_of(e, a.top_k, spoiled ? 1.0f : a.mass[row], a.cap[row]);
+    if (left < a.top_k && a.rescale) {
+      std::fill(values + left, values + a.top_k, kLeast);
+      total = chosen(left);
+    }
+    for (int k = 0; k < a.top_k; ++k) {
+      const float gate = spoiled ? std::numeric_limits<float>::quiet_NaN() : e[k] / total * a.scale;
+      gates[k] = k < left ? gate : 0.0f;
+    }
   });
 }
 

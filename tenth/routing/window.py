@@ -1,0 +1,92 @@
+"""What the routers of a running engine decide: sums since the beginning, and over the last minutes.
+
+The engine's thread hands over each step's record, which costs it microseconds; records are summed up when somebody
+looks, or when many have come. K active experts, L sparse layers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from tenth.routing.counts import RoutingCounts
+from tenth.routing.record import RecordKind, Routing
+from tenth.routing.stacked import stacked
+
+_MANY = 1024  # tokens that may wait to be summed up, beside a step: some megabytes
+_SAMPLED = 32  # of so many steps one is judged by its router logits
+_FEW = 64  # tokens: longer steps are never the judged ones, for logits of all experts take memory
+
+
+class RoutingWindow:
+    """Sums of a model's sparse `layers` with so many `experts`; recent is what came in the last `seconds`.
+
+    One thread calls `wish` and `note`; any may look. The window moves on by a thirtieth of itself.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        experts: int,
+        *,
+        seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.layers, self.experts, self.seconds = tuple(layers), experts, seconds
+        self._clock, self._slice = clock, seconds / 30
+        self._total, self._slices = self._empty(), deque[tuple[int, RoutingCounts]]()
+        self._pending = deque[tuple[int, Routing]]()
+        self._steps = self._waiting = 0  # tokens wait
+        self._lock = threading.Lock()  # of the sums
+
+    def wish(self, tokens: int) -> RecordKind:
+        """What the record of the next step, of so many tokens, should hold; `note` is shown it."""
+        self._waiting += tokens
+        self._steps += tokens <= _FEW
+        return "full" if tokens <= _FEW and self._steps % _SAMPLED == 1 else "choice"
+
+    def note(self, routing: Routing) -> None:
+        """The record of a step, which nobody changes any more."""
+        self._pending.append((int(self._clock() / self._slice), routing))
+        if self._waiting > _MANY:
+            self._waiting = 0
+            with self._lock:
+                self._sum_up()
+
+    def total(self) -> RoutingCounts:
+        """Of all steps so far."""
+        with self._lock:
+            self._sum_up()
+            return self._total.copy()
+
+    def recent(self) -> RoutingCounts:
+        """Of the steps within the window."""
+        found = self._empty()
+        with self._lock:
+            self._sum_up()
+            self._forget()
+            for _, counts in self._slices:
+                found.add(counts)
+        return found
+
+    def _empty(self) -> RoutingCounts:
+        return RoutingCounts.empty(self.layers, self.experts)
+
+    def _sum_up(self) -> None:
+        pending = [self._pending.popleft() for _ in range(len(self._pending))]
+        for number, group in groupby(pending, key=lambda one: one[0]):
+            if not self._slices or self._slices[-1][0] != number:
+                self._slices.append((number, self._empty()))
+            fresh = self._empty()
+            fresh.take([layers for _, routing in group if (layers := stacked(routing)) is not None])
+            self._slices[-1][1].add(fresh)
+            self._total.add(fresh)
+        self._forget()
+
+    def _forget(self) -> None:
+        oldest = int((self._clock() - self.seconds) / self._slice)
+        while self._slices and self._slices[0][0] <= oldest:
+            self._slices.popleft()
