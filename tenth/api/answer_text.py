@@ -14,10 +14,11 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that is new and safe to show."""
+    """Text that is new and safe to show, and how many tokens it took."""
 
     reasoning: str
     content: str
+    taken: int = 0
 
 
 def thinking_of(
@@ -48,6 +49,11 @@ class AnswerText:
         self._tags = (thinking.open_id, thinking.close_id) if thinking is not None else ()
         self._reasoning, self._content = TextStream(tokenizer), TextStream(tokenizer, stops)
         self._end_ids = end_ids
+        stop = thinking.stop_ids if thinking is not None else ()
+        at = stop.index(thinking.close_id) if thinking is not None and thinking.close_id in stop else len(stop)
+        self._stop, self._behind = stop[:at], stop[at + 1 :]  # what the engine puts in, around the closing tag
+        self._last: list[int] = []  # of the thought, as many as `_stop`
+        self._skipped: list[int] = []  # what is still to come of `_behind`
 
     @property
     def stopped(self) -> str | None:
@@ -55,17 +61,33 @@ class AnswerText:
         return self._content.stopped
 
     def push(self, tokens: Iterable[int]) -> Piece:
-        """What they add."""
-        reasoning, content = list[str](), list[str]()
+        """What they add; those behind a stop string are not looked at."""
+        reasoning, content, taken = list[str](), list[str](), 0
         for token in tokens:
+            if self.stopped is not None:
+                break
+            taken += 1
             inside = self._thought is not None and self._thought.inside
             if self._thought is not None:
                 self._thought.take(token)
+            if self._put_in(token, inside):
+                continue
             if token in self._tags:
                 reasoning.append(self._reasoning.finish())
             elif token not in self._end_ids:
                 (reasoning if inside else content).append((self._reasoning if inside else self._content).push(token))
-        return Piece("".join(reasoning), "".join(content))
+        return Piece("".join(reasoning), "".join(content), taken)
+
+    def _put_in(self, token: int, inside: bool) -> bool:
+        """Whether a token stands behind the closing tag because the engine put it there: no text of the answer."""
+        if self._skipped:
+            if token == self._skipped.pop(0):
+                return True
+            self._skipped = []
+        if inside and token in self._tags and self._stop and tuple(self._last) == self._stop:
+            self._skipped = list(self._behind)
+        self._last = [*self._last, token][-len(self._stop) :] if inside and self._stop else []
+        return False
 
     def finish(self) -> Piece:
         """What was held back, now that no more tokens will come."""

@@ -1,223 +1,266 @@
-"""Requests and answers in the form of the OpenAI API: what JSON says, for the engine, and back."""
+"""Requests in the form of the OpenAI API: what JSON says, for the engine and for how answers become text.
+
+Answers as JSON are in `answer_body.py`.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tenth.api import body_fields as f
+from tenth.api.answer_events import AnswerEvents
 from tenth.api.answer_text import AnswerText, thinking_of
+from tenth.api.fill_in import Gap, gap_prompt
 from tenth.api.model import Model
-from tenth.engine.grammar import Grammar
-from tenth.engine.request import Request
-from tenth.engine.sampler import Drawn, Sampling
-from tenth.engine.stream import Answer, Stream
-from tenth.engine.thinking import QWEN3_STOP
+from tenth.api.options import Settings
+from tenth.api.tool_messages import tool_messages
+from tenth.api.tool_plan import ToolPlan
+from tenth.engine.request import MOST_ANSWERS, Request
+from tenth.engine.sampler import Sampling
+from tenth.engine.thinking import QWEN3_STOP, Thinking
 from tenth.errors import RequestError
 
 Kind = Literal["chat.completion", "text_completion"]
 
-_LABELS = {"model", "user", "metadata", "store"}  # told to whoever keeps the books
+HINTS = frozenset(
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prediction verbosity "
+    "request_id".split()
+)
+"""Fields that are known and change nothing here: labels for whoever keeps the books, and wishes of speed and tone."""
+
 _SAMPLING = {name for name in Sampling.__slots__ if name != "seed"}
-_SETTINGS = {*_SAMPLING, "seed", "stop", "tools"}
-_ENGINE = {"n", "min_tokens", "logit_bias", "priority", "response_format", "structured_outputs"}
+_SETTINGS = {*_SAMPLING, "seed", "stop", "expert_mass", "max_experts"}
 _NUMBERS = ("n", "min_tokens", "priority")
-_FORMS: dict[str, Callable[[Any], Grammar]] = {
-    "json": Grammar.json_schema,
-    "regex": Grammar.regex,
-    "choice": Grammar.choice,
-    "grammar": Grammar.lark,
-    "python": lambda _: Grammar.python(),
-    "json_object": lambda _: Grammar.json(),
-}
 _LENGTHS = ("max_completion_tokens", "max_tokens")
-_THINKING = {"enable_thinking", "thinking_token_budget", "chat_template_kwargs"}
-_KNOWN = {
-    "chat.completion": {"messages", "logprobs", "top_logprobs", *_THINKING, *_SETTINGS, *_ENGINE, *_LABELS, *_LENGTHS},
-    "text_completion": {"prompt", "logprobs", "echo", *_SETTINGS, *_ENGINE, *_LABELS, *_LENGTHS} - {"tools"},
+_SHARED = {
+    *_SETTINGS,
+    *_NUMBERS,
+    *_LENGTHS,
+    *HINTS,
+    *f.GUIDED,
+    *"model logit_bias response_format structured_outputs logprobs stream stream_options".split(),
+    *"stop_token_ids ignore_eos reasoning_effort thinking_token_budget include_reasoning cache".split(),
 }
+_CHAT = {
+    *"messages top_logprobs enable_thinking chat_template_kwargs modalities".split(),
+    *"tools tool_choice parallel_tool_calls".split(),
+}
+KNOWN = {"chat.completion": _SHARED | _CHAT, "text_completion": {*_SHARED, "prompt", "suffix", "echo"}}
+"""The fields of each kind of body."""
+
+
+class PromptTooLong(RequestError):
+    """The prompt leaves no room for an answer in the context that requests may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a service allows: tokens of prompt and answer together (None: the model's context), answers to a prompt.
+
+    With `fill` an answer whose length is not said may be as long as there is room, else as the model's defaults say.
+    `tool_form` is how the model writes calls of tools (`tool_plan.py`).
+    """
+
+    context: int | None = None
+    answers: int = MOST_ANSWERS
+    fill: bool = False
+    tool_form: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request of the API: for the engine, and how its answers become text."""
+    """A request of the API: for the engine, and how its answers become text.
+
+    `keep`: its answers may be kept and given again, since they would come out alike, or because the body says so.
+    `bounded`: the body says how long they may be.
+    """
 
     kind: Kind
     request: Request
     stops: tuple[str, ...]
     label: str
+    model: Model = field(repr=False)
+    tools: ToolPlan = field(default_factory=ToolPlan)
     echo: str = ""
-    texts: list[AnswerText] = field(default_factory=list)
+    stream: bool = False
+    include_usage: bool = False
+    reasoning: bool = True
+    keep: bool = False
+    bounded: bool = True
 
     @classmethod
-    def read(cls, model: Model, kind: Kind, body: Mapping[str, Any]) -> Asked:
-        """Judge a body; RequestError for a field that does not exist, or a value that cannot be."""
-        for name in body:
-            if name not in _KNOWN[kind]:
-                raise RequestError(f"no field of a {kind} is named {name!r:.40} (there are: {_names(kind)})")
+    def read(
+        cls, model: Model, kind: Kind, body: Mapping[str, Any], rules: Rules | None = None, gap: Gap | None = None
+    ) -> Asked:
+        """Judge a body with one prompt; RequestError for a field that does not exist, or a value that cannot be.
+
+        A `gap` that is given is the prompt of a completion.
+        """
+        rules = rules or Rules()
+        _check_names(kind, body)
         given = {name: value for name, value in body.items() if value is not None}
-        options: dict[str, Any] = {name: given[name] for name in _SETTINGS & given.keys()}
-        for name in _LENGTHS[::-1]:
-            options |= {"max_tokens": given[name]} if name in given else {}
-        arguments = _template_arguments(given)
-        settings = model.defaults.updated({**options, "template_arguments": arguments})  # type: ignore[typeddict-item]
-        prompt = _prompt(kind, given)
-        ids = tuple(model.encode(prompt, settings))
-        budget = _whole(given, "thinking_token_budget", None)
-        thinking = thinking_of(model.tokenizer, ids, budget, None if budget is None else QWEN3_STOP)
-        if budget is not None and thinking is None:
-            raise RequestError("thinking_token_budget: the model's vocabulary has no <think> and </think>")
-        engine: dict[str, Any] = {name: _whole(given, name, None) for name in _NUMBERS if name in given}
-        engine |= {"thinking": thinking, "grammar": _grammar(given), "logprobs": _logprobs(kind, given)}
-        request = model.request(ids, settings, **engine)
-        request = _with_biases(request, given.get("logit_bias", {}))
-        echo = prompt if kind == "text_completion" and _flag(given, "echo") and isinstance(prompt, str) else ""
-        label = str(given.get("model", ""))
-        texts = [AnswerText(model.tokenizer, settings.stop, thinking, request.end_ids) for _ in range(request.n)]
-        return cls(kind, request, settings.stop, label, echo, texts)
+        tools = _tools(model, given, rules)
+        settings = _settings(model, given, tools)
+        gap = gap or _gap(model, given)
+        prompt = "" if gap is not None else _prompt(kind, given)
+        ids = gap.ids if gap is not None else tuple(model.encode(prompt, settings))
+        settings = replace(settings, max_tokens=_room(model, kind, given, rules, len(ids), settings))
+        thinking = None if gap is not None else _thinking(model, ids, given)
+        request = model.request(ids, settings, **_engine_fields(kind, given, rules), thinking=thinking)
+        request = _with_calls(request, tools)
+        request = replace(request, end_ids=_ends(request, given, gap))
+        echo = ""
+        if kind == "text_completion" and f.flag(given, "echo"):
+            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids, skip_specials=False)
+        return cls(
+            kind,
+            request,
+            settings.stop,
+            f.text(given, "model"),
+            model,
+            tools,
+            echo,
+            stream=f.flag(given, "stream"),
+            include_usage=_include_usage(given),
+            reasoning=f.flag(given, "include_reasoning", True),
+            keep=f.flag(given, "cache", settings.sampling.temperature == 0 or "seed" in given),
+            bounded=kind == "text_completion" or _bounded(given),
+        )
+
+    @classmethod
+    def read_all(cls, model: Model, kind: Kind, body: Mapping[str, Any], rules: Rules | None = None) -> list[Asked]:
+        """Judge a body; a completion may have many prompts, each with its own answers."""
+        if kind == "chat.completion":
+            return [cls.read(model, kind, body, rules)]
+        prompts = f.several(body.get("prompt"))
+        most = (rules or Rules()).answers
+        if len(prompts) > most:
+            raise RequestError(f"prompt holds {len(prompts)} prompts, there may be {most}")
+        return [cls.read(model, kind, {**body, "prompt": prompt}, rules) for prompt in prompts]
+
+    def events(self) -> list[AnswerEvents]:
+        """What turns the tokens of each of its answers into events, fresh."""
+        return [self._events() for _ in range(self.request.n)]
+
+    def _events(self) -> AnswerEvents:
+        request = self.request
+        text = AnswerText(self.model.tokenizer, self.stops, request.thinking, request.end_ids)
+        return AnswerEvents(text, self.tools.parser(), logprobs=request.logprobs is not None, reasoning=self.reasoning)
 
 
-def answer_body(
-    model: Model, asked: Asked, stream: Stream, texts: Sequence[tuple[str, str]], name: str
-) -> dict[str, Any]:
-    """The finished answers as one JSON object; `texts` are the thinking and the text of each, `name` is its id."""
-    choices = [
-        _choice(model, asked, number, answer, *text)
-        for number, (answer, text) in enumerate(zip(stream.answers, texts, strict=True))
-    ]
-    return {
-        "id": name,
-        "object": asked.kind,
-        "created": int(time.time()),
-        "model": asked.label,
-        "choices": choices,
-        "usage": usage_of(stream),
-    }
+def _check_names(kind: Kind, body: Mapping[str, Any]) -> None:
+    for name in body:
+        if name not in KNOWN[kind]:
+            raise RequestError(
+                f"no field of a {kind} is named {name!r:.40} (there are: {', '.join(sorted(KNOWN[kind]))})"
+            )
+    if body.get("modalities") not in (None, ["text"]):
+        raise RequestError(f'modalities is {body["modalities"]!r:.40}, it must be ["text"]')
 
 
-def usage_of(stream: Stream) -> dict[str, Any]:
-    """Tokens of the prompt and of all answers; those found in the cache and those thought are among them."""
-    prompt, generated = len(stream.request.prompt), sum(len(answer.drawn) for answer in stream.answers)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": stream.found},
-        "completion_tokens_details": {"reasoning_tokens": sum(answer.thought for answer in stream.answers)},
-    }
+def _tools(model: Model, given: Mapping[str, Any], rules: Rules) -> ToolPlan:
+    template = None if model.template is None else model.template.source
+    spelled = (model.tokenizer.token_bytes(token) for token in sorted(model.tokenizer.added_ids))
+    fields = (given.get(name) for name in ("tools", "tool_choice", "parallel_tool_calls"))
+    specials = [text.decode(errors="replace") for text in spelled]
+    return ToolPlan.read(*fields, template=template, form=rules.tool_form, specials=specials)
 
 
-def _choice(model: Model, asked: Asked, number: int, answer: Answer, reasoning: str, content: str) -> dict[str, Any]:
-    reason = "stop" if asked.texts[number].stopped is not None else answer.finish_reason
-    found: dict[str, Any] = {"index": number, "finish_reason": reason, "logprobs": None}
-    if asked.kind == "text_completion":
-        found["text"] = asked.echo + content
-        if asked.request.logprobs is not None:
-            found["logprobs"] = _completion_logprobs(model, answer.drawn)
-        return found
-    found["message"] = {"role": "assistant", "content": content}
-    if reasoning:
-        found["message"] |= {"reasoning_content": reasoning, "reasoning": reasoning}
-    if asked.request.logprobs is not None:
-        found["logprobs"] = {"content": [_chat_logprob(model, one) for one in answer.drawn]}
-    return found
+def _with_calls(request: Request, tools: ToolPlan) -> Request:
+    """With the grammar of the calls that must come."""
+    if tools.grammar is None:
+        return request
+    if request.grammar is not None:
+        raise RequestError("tool_choice asks for a call, response_format for an answer of another form: leave one out")
+    return replace(request, grammar=tools.grammar)
 
 
-def _chat_logprob(model: Model, drawn: Drawn) -> dict[str, Any]:
-    top = [_scored(model, token, logprob) for token, logprob in drawn.top]
-    return {**_scored(model, drawn.token, drawn.logprob), "top_logprobs": top}
+def _settings(model: Model, given: Mapping[str, Any], tools: ToolPlan) -> Settings:
+    options: dict[str, Any] = {name: given[name] for name in _SETTINGS & given.keys()}
+    options["tools"] = tools.tools
+    for name in _LENGTHS[::-1]:
+        options |= {"max_tokens": given[name]} if name in given else {}
+    arguments = f.template_arguments(given)
+    return model.defaults.updated({**options, "template_arguments": arguments})  # type: ignore[typeddict-item]
 
 
-def _scored(model: Model, token: int, logprob: float | None) -> dict[str, Any]:
-    spelt = model.tokenizer.token_bytes(token)
-    return {"token": spelt.decode(errors="replace"), "logprob": logprob, "bytes": list(spelt)}
+def _room(model: Model, kind: Kind, given: Mapping[str, Any], rules: Rules, prompt: int, settings: Settings) -> int:
+    """How many tokens may follow a prompt of so many."""
+    context = min(model.config.context_length, rules.context or model.config.context_length)
+    if rules.fill and prompt >= context:
+        raise PromptTooLong(f"{_source(kind)} has {prompt} tokens, the context is {context}, answer included")
+    if not rules.fill:
+        return settings.max_tokens
+    most = (
+        settings.max_tokens if _bounded(given) else context if kind == "chat.completion" else 16
+    )  # OpenAI's own default
+    return min(most, context - prompt)
 
 
-def _completion_logprobs(model: Model, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    def text(token: int) -> str:
-        return model.tokenizer.token_bytes(token).decode(errors="replace")
-
-    return {
-        "tokens": [text(one.token) for one in drawn],
-        "token_logprobs": [one.logprob for one in drawn],
-        "top_logprobs": [{text(token): logprob for token, logprob in one.top} for one in drawn],
-    }
+def _bounded(given: Mapping[str, Any]) -> bool:
+    return any(name in given for name in _LENGTHS)
 
 
-def _names(kind: Kind) -> str:
-    return ", ".join(sorted(_KNOWN[kind]))
+def _source(kind: Kind) -> str:
+    return "messages" if kind == "chat.completion" else "prompt"
 
 
 def _prompt(kind: Kind, given: Mapping[str, Any]) -> Any:
-    name = "messages" if kind == "chat.completion" else "prompt"
+    name = _source(kind)
     if name not in given:
-        raise RequestError(f"a {kind} needs {name}")
-    return given[name]
-
-
-def _template_arguments(given: Mapping[str, Any]) -> dict[str, object] | None:
-    arguments = given.get("chat_template_kwargs", {})
-    if not isinstance(arguments, Mapping):
-        raise RequestError(f"chat_template_kwargs is {arguments!r:.40}, it must be an object")
-    if "enable_thinking" in given:
-        arguments = {**arguments, "enable_thinking": _flag(given, "enable_thinking")}
-    return dict(arguments) or None
-
-
-def _flag(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if type(value) is not bool:
-        raise RequestError(f"{name} is {value!r:.40}, it must be true or false")
+        raise RequestError(f"{name} is missing: a {kind} needs it")
+    value = given[name]
+    if kind == "chat.completion" and not isinstance(value, Sequence | str):
+        raise RequestError(f"messages is {value!r:.40}, it must be a list of messages")
+    if kind == "chat.completion" and not value:
+        raise RequestError("messages is empty, it must hold at least one message")
+    if kind == "chat.completion" and not all(isinstance(message, Mapping) for message in value):
+        raise RequestError('messages must be a list of objects {"role": ..., "content": ...}')
+    if kind == "chat.completion":
+        return tool_messages(value)
+    chat = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+    if kind == "text_completion" and (chat or not isinstance(value, str | list)):
+        raise RequestError(f"prompt is {value!r:.40}, it must be a text or a list of token ids")
     return value
 
 
-def _whole(given: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = given.get(name, default)
-    if value is not None and type(value) is not int:
-        raise RequestError(f"{name} is {value!r:.40}, it must be a whole number")
-    return value
+def _thinking(model: Model, ids: Sequence[int], given: Mapping[str, Any]) -> Thinking | None:
+    thinking = thinking_of(model.tokenizer, ids)
+    budget = f.thinking_budget(given, thinks=thinking is not None)
+    return thinking if budget is None else thinking_of(model.tokenizer, ids, budget, QWEN3_STOP)
 
 
-def _logprobs(kind: Kind, given: Mapping[str, Any]) -> int | None:
-    """How many likeliest tokens are wanted with each: a number in completions, a flag and a number in chats."""
-    if kind == "text_completion":
-        return _whole(given, "logprobs", None)
-    top = _whole(given, "top_logprobs", None)
-    if not _flag(given, "logprobs"):
-        if top is not None:
-            raise RequestError("top_logprobs goes with logprobs, which must be true")
+def _engine_fields(kind: Kind, given: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: f.whole(given, name) for name in _NUMBERS if name in given}
+    if fields.get("n", 1) > rules.answers:
+        raise RequestError(f"n is {fields['n']}, it must lie between 1 and {rules.answers}")
+    logprobs = f.chat_logprobs(given) if kind == "chat.completion" else f.whole(given, "logprobs")
+    return {**fields, "grammar": f.grammar(given), "logprobs": logprobs, "logit_bias": f.biases(given)}
+
+
+def _ends(request: Request, given: Mapping[str, Any], gap: Gap | None) -> frozenset[int]:
+    own = frozenset() if f.flag(given, "ignore_eos") else request.end_ids
+    return own | frozenset(f.ids(given, "stop_token_ids")) | (gap.end_ids if gap is not None else frozenset())
+
+
+def _include_usage(given: Mapping[str, Any]) -> bool:
+    options = given.get("stream_options", {})
+    if not isinstance(options, Mapping):
+        raise RequestError(f"stream_options is {options!r:.40}, it must be an object")
+    if options and not f.flag(given, "stream"):
+        raise RequestError("stream_options goes with stream, which must be true")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):
+            raise RequestError(f"stream_options has {name!r:.40}, there is include_usage")
+    return f.flag({k: v for k, v in options.items() if v is not None}, "include_usage")
+
+
+def _gap(model: Model, given: Mapping[str, Any]) -> Gap | None:
+    """The prompt of a completion with a `suffix`."""
+    if "suffix" not in given:
         return None
-    return top or 0
-
-
-def _grammar(given: Mapping[str, Any]) -> Grammar | None:
-    """What the answer must look like, as OpenAI's `response_format` or vLLM's `structured_outputs` say it."""
-    form, outputs = given.get("response_format", {"type": "text"}), given.get("structured_outputs")
-    kind = form.get("type") if isinstance(form, Mapping) else None
-    if outputs is not None:
-        if not isinstance(outputs, Mapping) or len(outputs) != 1 or not outputs.keys() <= _FORMS.keys():
-            raise RequestError(f"structured_outputs must be an object with one of {', '.join(_FORMS)}")
-        if kind != "text":
-            raise RequestError("response_format and structured_outputs do not go together")
-        ((name, value),) = outputs.items()
-        return _FORMS[name](value)
-    if kind == "json_schema":
-        schema = form.get("json_schema")
-        if not isinstance(schema, Mapping) or "schema" not in schema:
-            raise RequestError('response_format json_schema needs {"json_schema": {"schema": ...}}')
-        return Grammar.json_schema(schema["schema"])
-    if kind not in ("text", "json_object"):
-        raise RequestError(f"response_format is {form!r:.60}, its type must be text, json_object or json_schema")
-    return Grammar.json() if kind == "json_object" else None
-
-
-def _with_biases(request: Request, biases: object) -> Request:
-    if not isinstance(biases, Mapping):
-        raise RequestError(f"logit_bias is {biases!r:.40}, it must be an object of token ids and numbers")
-    found: dict[int, float] = {}
-    for token, bias in biases.items():
-        if not str(token).isdecimal() or isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise RequestError(f"logit_bias has {token!r:.20}: {bias!r:.20}, it must be a token id with a number")
-        found[int(token)] = float(bias)
-    return replace(request, logit_bias=found) if found else request
+    if f.flag(given, "echo"):
+        raise RequestError("echo does not go with suffix: the answer stands between two texts")
+    return gap_prompt(model.tokenizer, f.text(given, "prompt"), f.text(given, "suffix"))

@@ -5,6 +5,7 @@ B rows of a batch, T tokens, V vocabulary, D model width.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from tenth.api.drafts import DraftKind, proposer_by
+from tenth.api.drafts import Drafters, DraftKind, proposer_by
 from tenth.api.options import Options, Settings
 from tenth.api.stream import Generation, Stream
 from tenth.engine.captured import runner_of
+from tenth.engine.drafted import Drafting, drafted_generate
 from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.generate import Step, cached_generate, check_room, naive_generate
 from tenth.engine.grammar_compiler import GrammarCompiler
@@ -31,13 +33,15 @@ from tenth.kernels.cpu.expert_cache import ExpertCache
 from tenth.kernels.cpu.operations import CpuKernels
 from tenth.model.batch import Batch, Want
 from tenth.model.cache import checked_kv
-from tenth.model.config import ModelConfig
+from tenth.model.config import ModelConfig, fitted_limit
 from tenth.model.decoder import Decoder
 from tenth.routing.record import RecordKind, Routing
 from tenth.train.named import named_model
 from tenth.weights.budget import expert_cache, memory_bytes
 from tenth.weights.checkpoint import open_checkpoint
+from tenth.weights.expert_counts import add_counts, seed_from
 from tenth.weights.generation import GenerationDefaults
+from tenth.weights.identity import files_identity
 from tenth.weights.load import Progress, load_decoder
 from tenth.weights.save import save_model
 from tenth.weights.template import ChatTemplate
@@ -63,7 +67,7 @@ class ModelOutput:
 
 
 class Model:
-    """A decoder with its tokenizer, chat template and defaults."""
+    """A decoder with its tokenizer, chat template and defaults. `identity` tells its weights from others'."""
 
     def __init__(
         self,
@@ -74,7 +78,9 @@ class Model:
         chat_template: str | None = None,
         notes: Sequence[str] = (),
         kv: KVType = "bf16",
+        identity: str | None = None,
     ) -> None:
+        self.identity = identity or uuid.uuid4().hex  # made here: like no other
         self.decoder, self.tokenizer, self.kv = decoder, tokenizer, checked_kv(kv)
         self._runner = runner_of(decoder)
         self.generation = generation or GenerationDefaults()
@@ -87,6 +93,7 @@ class Model:
         self.template = ChatTemplate(source, variables=tokenizer.special_tokens) if source else None
         self._forbidden = frozenset(tokenizer.unknown_ids(decoder.config.vocab_size))
         self._idle: CachedSequence | None = None
+        self._drafters = Drafters(self)
 
     @property
     def config(self) -> ModelConfig:
@@ -97,6 +104,11 @@ class Model:
     def expert_cache(self) -> ExpertCache | None:
         """The cache of experts that are on disk, with its statistics; None where all weights are in memory."""
         return expert_cache(self.decoder)
+
+    def add_expert_counts(self, path: str | Path) -> None:
+        """Add what its cache of experts was asked for to a file, for `load(expert_counts=)`; without one, nothing."""
+        if self.expert_cache is not None:
+            add_counts(self.expert_cache, Path(path))
 
     def __call__(
         self, tokens_BT: Tensor | Sequence[Sequence[int]], *, hidden: bool = False, routing: RecordKind = "choice"
@@ -111,34 +123,49 @@ class Model:
         states = None if out.hidden_TD is None else out.hidden_TD.view(shape)
         return ModelOutput(out.logits_NV.view(shape), states, out.routing)
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Generation:
+    def generate(self, prompt: Prompt, *, draft: DraftKind | Model = "off", **options: Unpack[Options]) -> Generation:
         """Continue a text, token ids, or a chat (a list of messages)."""
-        stream = self.stream(prompt, **options)
+        stream = self.stream(prompt, draft=draft, **options)
         for _ in stream:
             pass
         return stream.result
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Generation:
+    def chat(
+        self, messages: Sequence[Message], *, draft: DraftKind | Model = "off", **options: Unpack[Options]
+    ) -> Generation:
         """Answer a list of messages `{"role": ..., "content": ...}`."""
         if not all(isinstance(message, Mapping) for message in _items(messages, _CHAT)):
             raise RequestError(_CHAT)
-        return self.generate(messages, **options)
+        return self.generate(messages, draft=draft, **options)
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
-        """The same, piece by piece as it comes."""
+    def stream(self, prompt: Prompt, *, draft: DraftKind | Model = "off", **options: Unpack[Options]) -> Stream:
+        """The same, piece by piece as it comes.
+
+        `draft` guesses tokens ahead where that pays, as in `engine`: the tokens that come are the same.
+        """
         settings = self.defaults.updated(options)
         ids = self.encode(prompt, settings)
         check_room(self.decoder, ids, settings.max_tokens)
+        fitted_limit(settings.limit, self.config)
         text = TextStream(self.tokenizer, settings.stop)
         team = self.decoder.kernels.machine if isinstance(self.decoder.kernels, CpuKernels) else True
         sampler = Sampler(settings.sampling, ids, self.config.vocab_size, self._forbidden, native=team)
-        return Stream(self._steps(ids, sampler, settings), text, sampler, len(ids), self.end_ids)
+        drafting = None if draft == "off" else self._drafters.drafting(draft, self.request(ids, settings))
+        if drafting is not None and not settings.cache:
+            raise RequestError(
+                f"draft {draft if isinstance(draft, str) else 'by a model'} does nothing without a cache"
+            )
+        counts = None if drafting is None else drafting.counts
+        return Stream(self._steps(ids, sampler, settings, drafting), text, sampler, len(ids), self.end_ids, counts)
 
-    def _steps(self, ids: Sequence[int], sampler: Sampler, settings: Settings) -> Generator[Step]:
+    def _steps(
+        self, ids: Sequence[int], sampler: Sampler, settings: Settings, drafting: Drafting | None
+    ) -> Generator[Step]:
         limits: dict[str, Any] = {
             "max_tokens": settings.max_tokens,
             "end_ids": self.end_ids,
             "record": settings.routing,
+            "limit": settings.limit,
         }
         if not settings.cache:
             yield from naive_generate(self.decoder, ids, sampler, **limits)
@@ -146,18 +173,23 @@ class Model:
         # the cached sequence of the last turn goes to one stream at a time; a second one begins its own
         sequence, self._idle = self._idle or CachedSequence(self._runner, self.kv), None
         try:
-            yield from cached_generate(sequence, ids, sampler, **limits)
+            if drafting is None:
+                yield from cached_generate(sequence, ids, sampler, **limits)
+            else:
+                yield from drafted_generate(sequence, ids, sampler, drafting, **limits)
         finally:
             self._idle = sequence
 
     def request(self, ids: Sequence[int], settings: Settings, **others: Any) -> Request:
         """What the engine is asked for a prompt of these token ids; `others` are fields of its `Request`."""
+        fitted_limit(settings.limit, self.config)
         return Request(
             tuple(ids),
             settings.max_tokens,
             settings.sampling,
             end_ids=self.end_ids,
             forbidden=self._forbidden,
+            limit=settings.limit,
             record="none",
             **others,
         )
@@ -230,9 +262,12 @@ def _items(value: object, right: str) -> list[object]:
     return list(value)
 
 
-def resolve(name: str, report: Callable[[str], Progress] | None = None) -> Path:
-    """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source."""
-    return named_model(name, report or _silent)
+def resolve(name: str, report: Callable[[str], Progress] | None = None, *, packed: bool = False) -> Path:
+    """Where a model lies: a path, a hub name, `default` (made on first use), or `default-dense`, its source.
+
+    With `packed` the default is as the native kernels read it.
+    """
+    return named_model(name, report or _silent, packed=packed)
 
 
 def load(
@@ -244,8 +279,10 @@ def load(
     threads: int | None = None,
     kv: str = "bf16",
     memory: str | int | None = None,
+    expert_counts: str | Path | None = None,
     chat_template: str | None = None,
     report: Callable[[str], Progress] | None = None,
+    to_run: bool = False,
 ) -> Model:
     """Load a model by path, hub name, `default` or `default-dense`.
 
@@ -253,12 +290,17 @@ def load(
     model's own (Jinja source). `backend` is `reference` or `cpu` (native kernels, for packed models), `auto` the
     best there is; `threads` compute (None: one a core). `kv` is how keys and values of earlier tokens are kept: `bf16`,
     or `int8` in half the memory. `memory` is what a packed model may take, such as `8GB` or a number of bytes: experts
-    beyond it stay on disk (`tenth.weights.budget` says what it covers). `report` is told what is being done and returns
-    where its progress goes.
+    beyond it stay on disk (`tenth.weights.budget` says what it covers), and the cache begins with those that
+    `expert_counts` says were used most, a file of `Model.add_expert_counts`; one that is not there yet says nothing.
+    `report` is told what is being done and returns where its progress goes. `to_run`: the model will be neither
+    trained nor saved, so that the default may come packed, for the native kernels.
     """
     chosen, place, pages = chosen_dtype(dtype), chosen_device(device), checked_kv(kv)
     budget = None if memory is None else memory_bytes(memory)
-    path = resolve(str(model), report)
+    if expert_counts is not None and memory is None:
+        raise RequestError("counts of experts are for a model within a budget: say `memory` too")
+    packed = to_run and chosen == "auto" and place.type == "cpu" and backend in ("auto", "cpu")
+    path = resolve(str(model), report, packed=packed)
     with open_checkpoint(path) as checkpoint:
         tokenizer = checkpoint.tokenizer()
         generation = checkpoint.generation()
@@ -271,7 +313,20 @@ def load(
         )
         notes = [f"config key {key!r} is ignored" for key in checkpoint.ignored_keys]
         notes += [f"tensor {name!r} is skipped: {reason}" for name, reason in checkpoint.skipped.items()]
-    return Model(decoder, tokenizer, generation=generation, chat_template=chat_template, notes=notes, kv=pages)
+    cache = expert_cache(decoder)
+    if cache is None and expert_counts is not None:
+        notes.append(f"counts of experts ({expert_counts}) do nothing: all weights fit into memory")
+    if cache is not None and expert_counts is not None and Path(expert_counts).exists():
+        seed_from(cache, Path(expert_counts))
+    return Model(
+        decoder,
+        tokenizer,
+        generation=generation,
+        chat_template=chat_template,
+        notes=notes,
+        kv=pages,
+        identity=files_identity(path),
+    )
 
 
 def chosen_dtype(dtype: torch.dtype | str) -> torch.dtype | Literal["auto"]:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, get_args
 
 from tenth.engine.sampler import Sampling
 from tenth.errors import RequestError
+from tenth.routing.limit import ExpertLimit
 from tenth.routing.record import RecordKind
 
 
@@ -26,6 +27,8 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     template_arguments: Mapping[str, object]
     tools: Sequence[Mapping[str, Any]] | None
+    expert_mass: float | None
+    max_experts: int | None
     routing: RecordKind
     cache: bool
 
@@ -39,6 +42,8 @@ class Settings:
     stop: tuple[str, ...] = ()
     template_arguments: Mapping[str, object] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
+    expert_mass: float | None = None
+    max_experts: int | None = None
     routing: RecordKind = "choice"
     cache: bool = True
 
@@ -51,6 +56,12 @@ class Settings:
             raise RequestError(f"template_arguments is {self.template_arguments!r:.40}, it must be a mapping")
         if type(self.cache) is not bool:
             raise RequestError(f"cache is {self.cache!r:.40}, it must be True or False")
+        ExpertLimit(self.expert_mass, self.max_experts)  # it refuses what cannot be
+
+    @property
+    def limit(self) -> ExpertLimit | None:
+        """`expert_mass` and `max_experts` as one; None where neither was said."""
+        return None if self.expert_mass is self.max_experts is None else ExpertLimit(self.expert_mass, self.max_experts)
 
     def updated(self, options: Options) -> Settings:
         """These settings with some replaced; RequestError for an option that does not exist."""

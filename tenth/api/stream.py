@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from tenth.engine.draft import DraftCounts
 from tenth.engine.generate import Step
 from tenth.engine.sampler import Sampler
 from tenth.routing.record import Routing
@@ -26,7 +27,8 @@ class Generation:
     """What was generated, why it ended, and what it took (seconds).
 
     `finish_reason` is `stop` (an end token, or the stop string in `stopped_by`), `length`, or `interrupted` where the
-    reader left. `routing` covers the prompt's tokens that were computed, then the generated ones but the last.
+    reader left. `routing` covers the prompt's tokens that were computed, then the generated ones but the last. `drafts`
+    is what came of tokens guessed ahead, None where nobody was to guess.
     """
 
     text: str
@@ -38,6 +40,7 @@ class Generation:
     seed: int
     prefill_seconds: float
     decode_seconds: float
+    drafts: DraftCounts | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,9 +55,15 @@ class Stream:
     """
 
     def __init__(
-        self, steps: Generator[Step], text: TextStream, sampler: Sampler, prompt_tokens: int, end_ids: frozenset[int]
+        self,
+        steps: Generator[Step],
+        text: TextStream,
+        sampler: Sampler,
+        prompt_tokens: int,
+        end_ids: frozenset[int],
+        drafts: DraftCounts | None = None,
     ) -> None:
-        self._steps, self._text, self._end_ids = steps, text, end_ids
+        self._steps, self._text, self._end_ids, self._drafts = steps, text, end_ids, drafts
         self._seed, self._prompt_tokens = sampler.seed, prompt_tokens
         self._pieces: list[str] = []
         self._tokens: list[int] = []
@@ -127,4 +136,5 @@ class Stream:
             seed=self._seed,
             prefill_seconds=self._prefill,
             decode_seconds=self._decode,
+            drafts=None if self._drafts is None else replace(self._drafts),
         )

@@ -299,6 +299,49 @@ def test_fields_of_a_generation(tiny: Model) -> None:
     assert untouched.routing is None
 
 
+# ---- tokens guessed ahead
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_drafts_change_no_token(tiny: Model, fresh: Model, temperature: float) -> None:
+    """Two turns of a chat: the second finds the first one in the cache, with drafts as without."""
+    options: Options = {"max_tokens": 25, "temperature": temperature, "seed": 4}
+    messages: list[dict[str, str]] = []
+    for turn, question in enumerate(("Hello Hello Hello", "Once more, once more")):
+        messages.append({"role": "user", "content": question})
+        plain = tiny.chat(messages, **options)
+        assert plain.drafts is None
+        for draft in ("lookup", "suffix", tiny):
+            drafted = fresh.chat(messages, draft=draft, **options)  # type: ignore[arg-type]
+            assert (drafted.tokens, drafted.text) == (plain.tokens, plain.text)
+            assert drafted.finish_reason == plain.finish_reason
+            assert drafted.drafts is not None
+            assert drafted.drafts.steps + drafted.drafts.accepted == len(plain.tokens) - 1
+            assert drafted.routing is not None
+            computed = drafted.routing.num_tokens - (len(drafted.tokens) - 1)
+            first = turn == 0 and draft == "lookup"
+            assert computed == drafted.prompt_tokens if first else computed < drafted.prompt_tokens
+        messages.append({"role": "assistant", "content": plain.text})
+
+
+def test_a_stream_with_drafts_may_be_left(tiny: Model, fresh: Model) -> None:
+    stream = tiny.stream("Hello", draft="lookup", max_tokens=30)
+    first = [next(stream).token for _ in range(5)]
+    stream.close()
+    assert list(stream.result.tokens) == first
+    assert tiny.generate("Hello", max_tokens=30, draft="lookup").tokens == fresh.generate("Hello", max_tokens=30).tokens
+    stop = fresh.generate("Hello", max_tokens=30).text[8:10]
+    ended = tiny.generate("Hello", max_tokens=30, stop=stop, draft="lookup")
+    assert ended.text == fresh.generate("Hello", max_tokens=30, stop=stop).text
+
+
+def test_drafts_that_cannot_be_had_are_refused(tiny: Model) -> None:
+    with pytest.raises(RequestError, match="draft is 'fast', it must be off, lookup, suffix or a model"):
+        tiny.generate("Hello", draft="fast", max_tokens=3)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="draft lookup does nothing without a cache"):
+        tiny.generate("Hello", draft="lookup", cache=False, max_tokens=3)
+
+
 def test_a_seed_that_was_chosen_repeats_the_text(tiny: Model) -> None:
     first = tiny.generate("Hello", max_tokens=20, temperature=1.0)
     assert tiny.generate("Hello", max_tokens=20, temperature=1.0, seed=first.seed).tokens == first.tokens
