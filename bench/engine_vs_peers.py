@@ -17,22 +17,20 @@ import argparse
 import json
 import random
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cpu_vs_peers import PLACES, probed, said_by
 from science import markdown
+from serving import Served, llama_server, spread
 
 SLOTS, TOKENS = 16, 128
 OTHERS, PROMPT, PROBES = 8, 512, 20
@@ -103,44 +101,13 @@ def measure_first(model: Path, threads: int) -> Figures:
     return spread(seconds)
 
 
-def spread(seconds: list[float]) -> Figures:
-    """Half and 99 in a hundred (of few: the longest)."""
-    return {"p50_s": statistics.median(seconds), "p99_s": sorted(seconds)[-(-99 * len(seconds) // 100) - 1]}
-
-
 # ---- llama-server
 
 
-@contextmanager
-def server(options: argparse.Namespace) -> Iterator[str]:
-    """Its address, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    room = SLOTS * (PROMPT + 2048)
-    command = [options.llama / "llama-server", "-m", options.q4_0, "-t", str(options.threads), "-c", str(room)]
-    command += ["-np", str(SLOTS), "--port", str(port), "--host", "127.0.0.1", "-fa", "off", "--no-webui"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(address, process)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            sys.exit(f"llama-server ended with {process.returncode}")
-        try:
-            urllib.request.urlopen(f"{address}/health").close()
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-        else:
-            return
-    sys.exit("llama-server does not answer")
+def server(options: argparse.Namespace) -> AbstractContextManager[Served]:
+    """It has room for the others and for prompts beside them."""
+    program, room = options.llama / "llama-server", SLOTS * (PROMPT + 2048)
+    return llama_server(program, options.q4_0, slots=SLOTS, room=room, threads=options.threads)
 
 
 def completion(address: str, prompt: int, generate: int, seed: int, first: Callable[[], bool] | None = None) -> int:
@@ -169,10 +136,10 @@ def completion(address: str, prompt: int, generate: int, seed: int, first: Calla
 
 def their_throughput(options: argparse.Namespace) -> Figures:
     """All slots at once, once to warm up."""
-    with server(options) as address:
-        completion(address, TOKENS, 4, 0)
+    with server(options) as served:
+        completion(served.address, TOKENS, 4, 0)
         start = time.perf_counter()
-        together([partial(completion, address, TOKENS, TOKENS, n + 1) for n in range(SLOTS)])
+        together([partial(completion, served.address, TOKENS, TOKENS, n + 1) for n in range(SLOTS)])
         return {"tok_s": SLOTS * TOKENS / (time.perf_counter() - start)}
 
 
@@ -191,8 +158,8 @@ def their_first(options: argparse.Namespace) -> Figures:
 
         completion(address, TOKENS, 2048, seed, piece)
 
-    with server(options) as address:
-        others = [threading.Thread(target=beside, args=(address, n)) for n in range(OTHERS)]
+    with server(options) as served:
+        others = [threading.Thread(target=beside, args=(served.address, n)) for n in range(OTHERS)]
         for other in others:
             other.start()
         for _ in others:
@@ -200,7 +167,7 @@ def their_first(options: argparse.Namespace) -> Figures:
         seconds = []
         for number in range(PROBES + 1):
             start = time.perf_counter()
-            completion(address, PROMPT, 1, 100 + number, lambda: True)
+            completion(served.address, PROMPT, 1, 100 + number, lambda: True)
             if number:
                 seconds.append(time.perf_counter() - start)
         over.set()

@@ -13,12 +13,12 @@ import typer
 import typer.core
 
 from tenth import __version__
-from tenth.commands.interrupts import heard, listen
+from tenth.commands.interrupts import end, listen
 from tenth.errors import TenthError
 
 # in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
 COMMANDS = (
-    *"chat run batch show list pull rm upcycle carve train plot".split(),
+    *"chat run serve key batch show list pull rm upcycle carve train plot".split(),
     *"export quantize pack synth tokenizer tokenize check bench".split(),
 )
 
@@ -82,12 +82,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a model's characters shows question marks
     try:
-        app()
+        try:
+            app()
+        finally:
+            end()
+            _flush()
     except KeyboardInterrupt:  # between the command and here: the interpreter would kill itself with the signal
         raise SystemExit(130) from None
-    finally:
-        heard()
-        _flush()
 
 
 def _flush() -> None:

@@ -40,6 +40,10 @@ def print_speed(result: Generation) -> None:
         f"first after {result.prefill_seconds:.2f} s (prompt of {result.prompt_tokens})",
         {"length": "length limit reached"}.get(result.finish_reason, ""),
     ]
+    if (drafts := result.drafts) is not None:
+        parts.append(
+            f"{drafts.accepted} of {drafts.drafted} drafted tokens stood, {drafts.tokens_per_step:.2f} tokens a step"
+        )
     Console(stderr=True, highlight=False, soft_wrap=True).print(" · ".join(part for part in parts if part), style="dim")
 
 
@@ -98,6 +102,7 @@ def as_json(model: Model, result: Generation) -> str:
             "seed": result.seed,
             "first_token_s": round(result.prefill_seconds, 4),
             "tok_s": round(result.tokens_per_second, 2),
+            "drafts": None if result.drafts is None else asdict(result.drafts),
             "experts": experts,
             "expert_cache": cache,
         }

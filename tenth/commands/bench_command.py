@@ -57,6 +57,8 @@ def command(
     threads: o.Threads = None,
     kv: o.KV = "bf16",
     memory: o.Memory = None,
+    expert_mass: o.ExpertMass = None,
+    max_experts: o.MaxExperts = None,
     json: o.Json = False,
 ) -> None:
     """Measure prefill and decode on random tokens, and the limits of the machine beside them."""
@@ -73,16 +75,18 @@ def command(
     from tenth.weights.budget import memory_bytes
 
     loads = _loads(context, prompt, generate, concurrency, rate, requests)
+    limit = o.limit_of(expert_mass, max_experts)
     budget, pages = None if memory is None else memory_bytes(memory), checked_kv(kv)
     if loads:
         with progress_bars(quiet=json) as report:
             served = measure_loads(
-                resolve(model, report),
+                resolve(model, report, packed=backend != "reference"),
                 loads,
                 backend=backend,
                 threads=threads,
                 kv=pages,
                 memory=budget,
+                limit=limit,
                 progress=report("serving"),
             )
         if json:
@@ -98,9 +102,10 @@ def command(
         repeat=repeat,
         chunk=PROMPT_CHUNK if chunk is None else chunk,
         kv=pages,
+        limit=limit,
     )
     with progress_bars(quiet=json) as report:
-        path = resolve(model, report)
+        path = resolve(model, report, packed=backend != "reference")
         measured = measure(
             path,
             settings,
@@ -175,6 +180,7 @@ def _print(report: BenchReport) -> None:
     console.print(f"  load     {report.load_s:.2f} s, first token after {report.first_token_s:.2f} s{resident}")
     limits = (
         ("reads {:.1f} GB/s", report.read_gb_s),
+        ("disk {:.2f} GB/s", report.disk_gb_s),
         ("int8 {:,.0f} GOP/s", report.int8_gops),
         ("floats {:,.0f} GOP/s", report.float_gops),
     )
@@ -215,12 +221,17 @@ def _cells(run: Run) -> tuple[str, ...]:
     counts = (str(run.tokens), str(run.depth), str(run.batch))
     speeds = (_speed(run.tok_s), f"{_speed(run.tok_s_min)}-{_speed(run.tok_s_max)}")
     moved = "" if run.bytes_per_token is None else f"{run.bytes_per_token / 1e6:,.1f}"
-    limit = ""
+    return (run.kind, *counts, *speeds, moved, _limit(run))
+
+
+def _limit(run: Run) -> str:
+    """What of the nearest limit was reached; where experts are on disk, what they are read at."""
+    disk, others = run.disk, max(run.bandwidth_fraction or 0, run.peak_fraction or 0)
+    if disk is not None and disk.fraction >= others:
+        return f"{disk.fraction:.0%} of the disk's {disk.gb_s:.2f} GB/s"
     if run.bandwidth_fraction is not None:
-        limit = f"{run.bandwidth_fraction:.0%} of {run.read_gb_s:.1f} GB/s"
-    elif run.peak_fraction is not None:
-        limit = f"{run.peak_fraction:.0%} of the peaks"
-    return (run.kind, *counts, *speeds, moved, limit)
+        return f"{run.bandwidth_fraction:.0%} of {run.read_gb_s:.1f} GB/s"
+    return "" if run.peak_fraction is None else f"{run.peak_fraction:.0%} of the peaks"
 
 
 def _speed(tok_s: float) -> str:

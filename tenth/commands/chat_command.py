@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tenth.commands import options as o
+from tenth.commands.drafting import Draft, drafter
 
 
 def command(
@@ -28,6 +29,9 @@ def command(
     seed: o.Seed = None,
     max_tokens: o.MaxTokens = None,
     stop: o.Stop = None,
+    expert_mass: o.ExpertMass = None,
+    max_experts: o.MaxExperts = None,
+    draft: Draft = "off",
     experts: o.Experts = False,
     chat_template: o.Template = None,
     dtype: o.Dtype = "auto",
@@ -36,6 +40,7 @@ def command(
     threads: o.Threads = None,
     kv: o.KV = "bf16",
     memory: o.Memory = None,
+    expert_counts: o.ExpertCounts = None,
     json: o.Json = False,
 ) -> None:
     """Talk with a model. In the chat: /help, /experts, /reset; Ctrl-C stops an answer, Ctrl-D leaves."""
@@ -60,6 +65,8 @@ def command(
         seed=seed,
         max_tokens=max_tokens,
         stop=stop,
+        expert_mass=expert_mass,
+        max_experts=max_experts,
         template_arguments=None if think is None else {"enable_thinking": think},
     )
     with progress_bars(quiet=json) as report:
@@ -71,12 +78,19 @@ def command(
             threads=threads,
             kv=kv,
             memory=memory,
+            expert_counts=expert_counts,
             chat_template=source,
             report=report,
+            to_run=True,
         )
+        guessing = drafter(draft, backend=backend, threads=threads, report=report)
     print_notes(loaded)
-    session = ChatSession(loaded, system, chosen)
-    if question is None:
-        session.run()
-    else:
-        session.once(question, experts=experts, json=json)
+    session = ChatSession(loaded, system, chosen | {"draft": guessing})
+    try:
+        if question is None:
+            session.run()
+        else:
+            session.once(question, experts=experts, json=json)
+    finally:
+        if expert_counts is not None:
+            loaded.add_expert_counts(expert_counts)

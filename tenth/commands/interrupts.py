@@ -6,6 +6,7 @@ attribute that a library asks for and does not find. An interrupted command woul
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -28,6 +29,15 @@ def heard() -> None:
     """For those who catch an interrupt and go on: it is not to be raised again."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def end() -> None:
+    """The command is over: from here on a signal has nothing left to unwind, and ends the process at once."""
+    heard()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is _raise:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def _raise(number: int, _: FrameType | None) -> None:

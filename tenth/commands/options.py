@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tenth.commands.config_file import judged
+
+if TYPE_CHECKING:
+    from tenth.routing.limit import ExpertLimit
+
 _SAMPLING = "Sampling"
 _MODEL = "Model"
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 8GB; RequestError for anything else."""
+    from tenth.weights.budget import memory_bytes
+
+    return memory_bytes(text)
+
+
+def limit_of(expert_mass: float | None, max_experts: int | None) -> ExpertLimit | None:
+    """The two options as one; None where neither was given."""
+    from tenth.routing.limit import ExpertLimit
+
+    return None if expert_mass is max_experts is None else ExpertLimit(expert_mass, max_experts)
+
 
 ModelName = Annotated[
     str,
@@ -70,6 +90,16 @@ Memory = Annotated[
         "--memory",
         metavar="SIZE",
         help="What a packed model may take, such as 8GB: experts beyond it stay on disk.",
+        callback=judged(size),
+        rich_help_panel=_MODEL,
+    ),
+]
+ExpertCounts = Annotated[
+    Path | None,
+    typer.Option(
+        "--expert-counts",
+        metavar="FILE",
+        help="With --memory: begin with the experts that were used most by this file; what is used is added to it.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -81,6 +111,26 @@ KV = Annotated[
     str,
     typer.Option(
         "--kv", help="Keys and values in the cache: bf16, or int8 in half the memory.", rich_help_panel=_MODEL
+    ),
+]
+ExpertMass = Annotated[
+    float | None,
+    typer.Option(
+        "--expert-mass",
+        help="Of a token's experts only the likeliest that make up this share.",
+        callback=judged(lambda mass: limit_of(mass, None)),
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+MaxExperts = Annotated[
+    int | None,
+    typer.Option(
+        "--max-experts",
+        help="So many experts a token at most.",
+        callback=judged(lambda most: limit_of(None, most)),
+        rich_help_panel=_MODEL,
+        show_default="the model's",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]

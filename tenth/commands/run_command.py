@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tenth.commands import options as o
+from tenth.commands.drafting import Draft, drafter
 
 
 def command(
@@ -22,6 +23,9 @@ def command(
     seed: o.Seed = None,
     max_tokens: o.MaxTokens = None,
     stop: o.Stop = None,
+    expert_mass: o.ExpertMass = None,
+    max_experts: o.MaxExperts = None,
+    draft: Draft = "off",
     experts: o.Experts = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
@@ -29,6 +33,7 @@ def command(
     threads: o.Threads = None,
     kv: o.KV = "bf16",
     memory: o.Memory = None,
+    expert_counts: o.ExpertCounts = None,
     json: o.Json = False,
 ) -> None:
     """Continue a text, without a chat template."""
@@ -49,6 +54,8 @@ def command(
         seed=seed,
         max_tokens=max_tokens,
         stop=stop,
+        expert_mass=expert_mass,
+        max_experts=max_experts,
     )
     with progress_bars(quiet=json) as report:
         loaded = load(
@@ -59,7 +66,14 @@ def command(
             threads=threads,
             kv=kv,
             memory=memory,
+            expert_counts=expert_counts,
             report=report,
+            to_run=True,
         )
+        guessing = drafter(draft, backend=backend, threads=threads, report=report)
     print_notes(loaded)
-    answer_once(loaded, loaded.stream(text, routing="full", **chosen), experts=experts, json=json)
+    try:
+        answer_once(loaded, loaded.stream(text, draft=guessing, routing="full", **chosen), experts=experts, json=json)
+    finally:
+        if expert_counts is not None:
+            loaded.add_expert_counts(expert_counts)

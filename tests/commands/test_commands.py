@@ -275,6 +275,26 @@ def test_the_answer_may_be_as_long_as_the_context_and_no_longer(saved: Saved) ->
     assert json.loads(done.stdout)["tokens"] == 16
 
 
+@pytest.mark.parametrize("draft", ["lookup", "suffix", "itself"])
+def test_drafts_change_nothing_but_the_line_of_speed(saved: Saved, draft: str) -> None:
+    name = str(saved.sparse) if draft == "itself" else draft
+    for command in ("run", "chat"):
+        arguments = (command, saved.sparse, "-p", "Hello Hello", "-n", "20", "--seed", "3")
+        plain, drafted = _invoke(*arguments), _invoke(*arguments, "--draft", name)
+        assert drafted.exit_code == plain.exit_code == 0
+        assert drafted.stdout == plain.stdout
+        assert re.search(r"\d+ of \d+ drafted tokens stood, \d\.\d\d tokens a step", drafted.stderr)
+        assert "drafted" not in plain.stderr
+        facts = json.loads(_invoke(*arguments, "--draft", name, "--json").stdout)
+        assert facts["drafts"]["steps"] + facts["drafts"]["accepted"] == facts["tokens"] - 1
+        assert facts["experts"]
+
+
+def test_a_draft_model_that_does_not_exist_is_refused(saved: Saved) -> None:
+    done = _invoke("run", saved.sparse, "-p", "Hello", "--draft", "no/such-model-here", "--json")
+    assert done.exit_code != 0
+
+
 def test_chat_with_experts_prints_their_table(saved: Saved) -> None:
     done = _invoke("chat", saved.sparse, "-p", "Hi", "-n", "5", "--experts", "--system", "Be brief", "--no-think")
     assert done.exit_code == 0
@@ -620,6 +640,33 @@ def test_a_signal_that_python_drops_in_a_finaliser_is_raised_again(number: int, 
     script = _DROPPED.replace("NUMBER", str(int(number)))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=SECONDS / 2)
     assert (done.returncode, done.stdout, done.stderr) == (code, b"clean\n", b"")
+
+
+_LATE = """
+import threading, time
+import tenth.commands
+
+def last():
+    print("over", flush=True)
+    time.sleep(60)
+
+def app():
+    threading.Timer(0.2, last).start()  # the interpreter waits for it
+
+tenth.commands.app = app
+tenth.commands.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_behind_the_command_ends_quietly(number: int, code: int) -> None:
+    command = [sys.executable, "-c", _LATE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"over\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (code, b"")
 
 
 def _interrupt_after(process: subprocess.Popen[bytes], stream: Any, sign: bytes) -> tuple[int, bytes, bytes]:

@@ -1,0 +1,317 @@
+"""`tenth serve`: the HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tenth.commands import options as o
+from tenth.commands.config_file import judged, read_config
+from tenth.errors import RequestError
+
+if TYPE_CHECKING:
+    from tenth.api import Model
+    from tenth.engine.engine import Engine
+
+_SERVER = "Server"
+_LIMITS = "Limits"
+_GUARDS = "Guards"
+
+
+def _one_of(option: str, *names: str) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        if name not in names:
+            raise RequestError(f"{option} is {name!r:.40}, it must be one of {', '.join(names)}")
+
+    return check
+
+
+def _tool_form(name: str) -> None:
+    from tenth.api.tool_plan import FORMS
+
+    _one_of("--tool-call-parser", "auto", *FORMS)(name)
+
+
+def _kv(name: str) -> None:
+    from tenth.model.cache import checked_kv
+
+    checked_kv("bf16" if name == "auto" else name)
+
+
+def _host_names(names: list[str]) -> None:
+    with suppress(ImportError):  # the command says which package is missing
+        from tenth.serve.hosts import checked_hosts
+
+        checked_hosts("", names)
+
+
+def command(
+    model: o.ModelName = "default",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Options in a TOML file, by these names: port = 8000.",
+            callback=read_config,
+            is_eager=True,
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Where to listen.", rich_help_panel=_SERVER)] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.", rich_help_panel=_SERVER)
+    ] = 8000,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--served-model-name",
+            help="What the model is called in requests (may be given several times).",
+            show_default="MODEL",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            help="Let pages of this origin call the server (may be given several times; * is any).",
+            show_default="none",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="A name that requests may be sent to (may be given several times), beside this machine's own.",
+            callback=judged(_host_names),
+            show_default="any name, but at a loopback address none",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    log: Annotated[
+        str,
+        typer.Option(
+            "--log",
+            help="human, or json.",
+            callback=judged(_one_of("--log", "human", "json")),
+            rich_help_panel=_SERVER,
+        ),
+    ] = "human",
+    no_metrics: Annotated[
+        bool, typer.Option("--no-metrics", help="Count nothing: there is no /metrics.", rich_help_panel=_SERVER)
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts into the log.", rich_help_panel=_SERVER)
+    ] = False,
+    drain: Annotated[
+        float,
+        typer.Option("--drain", min=0, help="Seconds for running requests when told to stop.", rich_help_panel=_SERVER),
+    ] = 30.0,
+    tool_call_parser: Annotated[
+        str,
+        typer.Option(
+            "--tool-call-parser",
+            help="How the model writes calls of tools: hermes, qwen3_coder, or auto, as its template says.",
+            callback=judged(_tool_form),
+            rich_help_panel=_SERVER,
+        ),
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            "--max-model-len",
+            min=2,
+            help="Tokens that prompt and answer may have together.",
+            show_default="the model's context, as far as the cache goes",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-memory",
+            metavar="SIZE",
+            help="What keys and values may take, such as 2GB.",
+            callback=judged(o.size),
+            show_default="16,384 tokens a sequence, at most a quarter of the free memory",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", min=1, help="Answers at work at once.", rich_help_panel=_LIMITS)
+    ] = 32,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=1, help="Answers at work and waiting.", rich_help_panel=_LIMITS)
+    ] = 256,
+    max_body: Annotated[
+        str,
+        typer.Option(
+            "--max-body", metavar="SIZE", help="Of a request's body.", callback=judged(o.size), rich_help_panel=_LIMITS
+        ),
+    ] = "16MB",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds that a request may take.", rich_help_panel=_LIMITS)
+    ] = 3600.0,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", help="A file of API keys, made by `tenth key`.", rich_help_panel=_GUARDS),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="TENTH_API_KEY",
+            help="One key instead; others on this machine can see it here, but not in the environment.",
+            show_default=False,
+            rich_help_panel=_GUARDS,
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            help="The folder for what outlives the server: books of limits, kept answers.",
+            show_default="~/.local/state/tenth",
+            rich_help_panel=_GUARDS,
+        ),
+    ] = None,
+    privacy: Annotated[
+        str,
+        typer.Option(
+            "--privacy",
+            help="off, or mask or refuse addresses, numbers and keys, in what comes in and goes out.",
+            callback=judged(_one_of("--privacy", "off", "mask", "refuse")),
+            rich_help_panel=_GUARDS,
+        ),
+    ] = "off",
+    privacy_names: Annotated[
+        bool,
+        typer.Option("--privacy-names", help="Names of people and places too, in English.", rich_help_panel=_GUARDS),
+    ] = False,
+    response_cache: Annotated[
+        str,
+        typer.Option(
+            "--response-cache",
+            metavar="off|on|FILE|URL",
+            help="Keep answers that would come out alike: in the state folder, a file, or redis://HOST.",
+            rich_help_panel=_GUARDS,
+        ),
+    ] = "off",
+    response_cache_size: Annotated[
+        str,
+        typer.Option(
+            "--response-cache-size",
+            metavar="SIZE",
+            help="Of the file.",
+            callback=judged(o.size),
+            rich_help_panel=_GUARDS,
+        ),
+    ] = "1GB",
+    response_cache_hours: Annotated[
+        float,
+        typer.Option("--response-cache-hours", min=0, help="How old they may be.", rich_help_panel=_GUARDS),
+    ] = 168.0,
+    response_cache_shared: Annotated[
+        bool,
+        typer.Option("--response-cache-shared", help="Between keys, too.", rich_help_panel=_GUARDS),
+    ] = False,
+    draft: Annotated[
+        str,
+        typer.Option("--draft", help="Guess tokens ahead: off, lookup, suffix, or the name of a small model."),
+    ] = "off",
+    chat_template: o.Template = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
+    kv: Annotated[
+        str,
+        typer.Option(
+            "--kv",
+            "--kv-cache-dtype",
+            help="Keys and values in the cache: bf16 (also `auto`), or int8 in half the memory.",
+            callback=judged(_kv),
+            rich_help_panel="Model",
+        ),
+    ] = "bf16",
+    memory: o.Memory = None,
+    expert_mass: o.ExpertMass = None,
+    max_experts: o.MaxExperts = None,
+) -> None:
+    """Serve a model over HTTP: the APIs of OpenAI, on one engine."""
+    import os
+    from dataclasses import replace
+
+    from tenth.commands.files import read_text
+    from tenth.errors import MachineError
+    from tenth.model.cache import checked_kv
+
+    try:
+        from tenth.serve.guards import GuardOptions, open_guards
+        from tenth.serve.hosts import checked_hosts, is_loopback
+        from tenth.serve.logs import log_to_stderr
+        from tenth.serve.runner import listening_socket, run
+        from tenth.serve.service import ServeOptions, Service
+    except ImportError as error:
+        raise MachineError(f"tenth serve needs {error.name}: pip install 'tenth[serve]'") from None
+
+    limit = o.limit_of(expert_mass, max_experts)
+    kept = checked_kv("bf16" if kv == "auto" else kv)
+    room = None if kv_memory is None else o.size(kv_memory)
+    source = None if chat_template is None else read_text(chat_template)
+    options = ServeOptions(
+        names=tuple(served_model_name or [model]),
+        tool_form=tool_call_parser,
+        context=max_model_len,
+        queue=max_queue,
+        body_bytes=o.size(max_body),
+        request_seconds=timeout,
+        drain_seconds=drain,
+        origins=tuple(allow_origin or ()),
+        log_prompts=log_prompts,
+        metrics=not no_metrics,
+    )
+
+    def load() -> tuple[Model, Engine]:
+        from tenth.api import load as load_model
+        from tenth.api.drafts import DRAFT_KINDS
+        from tenth.commands.answer import print_notes
+        from tenth.serve.cache_size import cache_options
+
+        shared = {"dtype": dtype, "device": device, "backend": backend, "threads": threads}
+        loaded = load_model(model, **shared, kv=kept, memory=memory, chat_template=source, to_run=True)  # type: ignore[arg-type]
+        print_notes(loaded)
+        drafter = draft if draft in DRAFT_KINDS else load_model(draft, **shared)  # type: ignore[arg-type]
+        engine_options = replace(cache_options(loaded, room, max_num_seqs, max_model_len), limit=limit)
+        return loaded, loaded.engine(engine_options, draft=drafter)
+
+    with open_guards(
+        GuardOptions(
+            keys=keys,
+            api_key=os.environ.get("TENTH_API_KEY") if api_key is None else api_key,  # an empty one is a mistake
+            state=state,
+            privacy=privacy,
+            privacy_names=privacy_names,
+            cache=response_cache,
+            cache_bytes=o.size(response_cache_size),
+            cache_seconds=3600 * response_cache_hours,
+            cache_shared=response_cache_shared,
+        )
+    ) as guards:
+        log_to_stderr(log, masked=guards.privacy.on)  # type: ignore[arg-type]
+        bound = listening_socket(host, port)
+        address, chosen = bound.getsockname()[:2]
+        options = replace(options, hosts=checked_hosts(address, allow_host or ()))
+        shown = f"[{address}]" if ":" in address else address
+        typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading)", err=True)
+        if guards.keys is None and not is_loopback(address):
+            typer.echo("note: whoever can reach this address may ask; --keys or TENTH_API_KEY asks for a key", err=True)
+        if not run(Service(options, guards), load, bound):
+            raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The HTTP server: the APIs of OpenAI and others on one engine; keys, limits, privacy, kept answers, metrics."""

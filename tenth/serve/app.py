@@ -1,0 +1,87 @@
+"""The application: routes, errors, and what stands around them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from tenth import __version__
+from tenth.errors import TenthError
+from tenth.serve import anthropic, chat, completions, embeddings, infill, metrics, models, responses, tokens
+from tenth.serve.guard import Guard, limit_handler
+from tenth.serve.hosts import KnownHosts
+from tenth.serve.limits import LimitReached
+from tenth.serve.metrics import registry_of
+from tenth.serve.problems import HttpProblem, answer_of, problem_of, unforeseen
+from tenth.serve.service import Service
+from tenth.serve.trace import Trace, record_of
+
+ROUTERS = (
+    models.router,
+    chat.router,
+    anthropic.router,
+    completions.router,
+    infill.router,
+    responses.router,
+    embeddings.router,
+    tokens.router,
+)
+_METHODS = ["GET", "POST", "OPTIONS"]
+_ABOUT = "Language models behind the APIs of OpenAI and others. Every answer has an x-request-id."
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The ASGI application of a service: the routes, what guards them as far as it was asked for, and the log."""
+    app = FastAPI(title="tenth", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    if service.meter is not None:
+        app.state.metrics = registry_of(service)
+        app.include_router(metrics.router)
+    app.add_exception_handler(LimitReached, limit_handler)
+    app.add_exception_handler(TenthError, _refused)
+    app.add_exception_handler(HttpProblem, _refused)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _unforeseen)
+    wrapped: ASGIApp = Guard(app, service.guards.keys, service.guards.limiter)
+    if service.options.origins:
+        wrapped = CORSMiddleware(wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"])
+    if service.options.hosts is not None:
+        wrapped = KnownHosts(wrapped, service.options.hosts)
+    return Trace(wrapped, None if service.meter is None else service.meter.answered)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TenthError | HttpProblem)
+    body = getattr(request.state, "body", None)
+    return answer_problem(request, problem_of(error, body))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    return answer_problem(request, unforeseen())
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = tuple((error.headers or {}).items())
+    words = {
+        404: f"there is nothing at {request.url.path!r:.80}",
+        405: f"{request.method} does not go with {request.url.path!r:.80}",
+    }
+    return answer_problem(
+        request, HttpProblem(error.status_code, words.get(error.status_code, error.detail), headers=headers)
+    )
+
+
+def answer_problem(request: Request, problem: HttpProblem) -> Response:
+    """An error as an answer."""
+    record = record_of(request.scope)
+    record.error, record.code = problem.message, problem.code
+    content = answer_of(request.url.path, problem)
+    return JSONResponse(content, problem.status, problem.all_headers)
