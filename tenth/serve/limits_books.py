@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tenth.errors import MachineError
+from tenth.serve.database import connected
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS charges (
@@ -56,11 +57,7 @@ class Books:
         self._owed = list[tuple[int, int]]()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._database = sqlite3.connect(path, _WAIT_S, isolation_level=None, check_same_thread=False)
-            path.chmod(0o600)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.executescript(_SCHEMA)
+            self._database = connected(path, _SCHEMA, _WAIT_S)
         except sqlite3.Error as error:
             raise MachineError(f"{path}: the books of limits cannot be opened: {error}; move the file away") from None
         with self.transaction():  # where others look for locks that are free: never between making and locking

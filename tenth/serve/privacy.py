@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tenth.errors import RequestError
 from tenth.serve.privacy_segments import Find
-from tenth.serve.privacy_text import JsonMask, TextMask
+from tenth.serve.privacy_text import JsonMask, PrivacyRefused, TextMask
 
 Mode = Literal["off", "mask", "refuse"]
 MODES: tuple[Mode, ...] = ("off", "mask", "refuse")
@@ -24,10 +24,6 @@ MODES: tuple[Mode, ...] = ("off", "mask", "refuse")
 # they would show, token by token, what the text hides
 _TELLTALE = ("logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
 _LEAST_NUMBER = 10**11  # numbers below have too few digits for a card
-
-
-class PrivacyRefused(RequestError):
-    """A text holds what is not let through; says of what kind, and where, not what."""
 
 
 class Privacy:

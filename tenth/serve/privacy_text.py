@@ -7,14 +7,21 @@ import re
 from collections import deque
 from collections.abc import Callable
 
+from tenth.errors import RequestError
 from tenth.serve.privacy_segments import LONGEST, Find, Piece, Segments
 
 Report = Callable[[str], None]
-"""Is told the label of each find; may raise, and then nothing of it has been shown."""
+"""Is told the label of each find; may raise PrivacyRefused, and then nothing of it has been shown."""
 
 _OUTSIDE = re.compile(r"[\s{}\[\]:,\"]")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _SHORT = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+class PrivacyRefused(RequestError):
+    """A text holds what is not let through; says of what kind, and where, not what. `shown`: the text before it."""
+
+    shown = ""
 
 
 def mask_of(label: str) -> str:
@@ -45,11 +52,18 @@ class TextMask:
         shown, at = list[str](), 0
         for piece in pieces:
             if piece.label:
-                self._report(piece.label)
+                self._tell(piece.label, shown)
             shown.append(self._held[at : at + piece.length] if piece.label is None else mask_of(piece.label))
             at += piece.length
         self._held = self._held[at:]
         return "".join(shown)
+
+    def _tell(self, label: str, shown: list[str]) -> None:
+        try:
+            self._report(label)
+        except PrivacyRefused as refused:
+            refused.shown = "".join(shown)
+            raise
 
 
 class JsonMask:

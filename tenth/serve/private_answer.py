@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tenth.api.answer_events import Event, Finish, ReasoningText
 from tenth.api.tool_events import ArgumentsText, CallBegin, CallEnd, ContentText
-from tenth.serve.privacy import Privacy, PrivacyRefused
+from tenth.serve.privacy import Privacy
+from tenth.serve.privacy_text import PrivacyRefused
 
 _TEXTS: dict[type[Event], str] = {ReasoningText: "reasoning", ContentText: "content"}
 
@@ -30,9 +31,10 @@ class PrivateEvents:
                 break
             try:
                 shown += self._taken(event)
-            except PrivacyRefused:
+            except PrivacyRefused as refused:
                 self.refused = True
-                shown += [*self._cut_call(), Finish("content_filter")]
+                before = self._text(refused.shown) if self._kind is not None else []
+                shown += [*before, *self._cut_call(), Finish("content_filter")]
         return shown
 
     def _taken(self, event: Event) -> list[Event]:

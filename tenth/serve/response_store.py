@@ -9,10 +9,12 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tenth.errors import ConfigError, MachineError
+from tenth.serve.database import connected
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -112,20 +114,18 @@ class FileStore:
     def _opened(self) -> sqlite3.Connection:
         try:
             return self._connected()
-        except sqlite3.OperationalError as error:
+        except (sqlite3.Error, OSError) as error:
             raise MachineError(f"{self._path}: the response cache cannot be opened: {error}") from None
-        except sqlite3.DatabaseError as error:
-            self._set_aside(error)
-            return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, _WAIT_S, isolation_level=None, check_same_thread=False)
-        self._path.chmod(0o600)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
-        database.execute("PRAGMA secure_delete=ON")  # what is deleted is gone
-        database.executescript(_SCHEMA)
-        return database
+        open_file = partial(connected, self._path, _SCHEMA, _WAIT_S, "secure_delete=ON")  # what is deleted is gone
+        try:
+            return open_file()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            self._set_aside(error)
+            return open_file()
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         log.warning("%s: is begun anew, what was there is kept as .damaged: %s", self._path, error)

@@ -178,7 +178,8 @@ def test_the_default_model_is_back_within_ten_seconds_of_a_kill(tmp_path: Path) 
         assert one.headers["x-tenth-cache"] == "miss"
         longer = {**body, "max_tokens": 500, "stream": True, "ignore_eos": True}
         with httpx.stream("POST", url + "/v1/chat/completions", json=longer, headers=headers, timeout=60) as stream:
-            assert json.loads(next(line for line in stream.iter_lines() if line).removeprefix("data: "))["choices"]
+            lines = stream.iter_lines()  # held: without it the stream is closed, and the request ends in order
+            assert json.loads(next(line for line in lines if line).removeprefix("data: "))["choices"]
             process.kill()
             process.communicate(timeout=60)
         (spent, unended) = books(tmp_path)

@@ -21,11 +21,12 @@ pytest.importorskip("stdnum")
 
 from tenth.errors import MachineError, RequestError
 from tenth.serve.logs import JsonLines
-from tenth.serve.privacy import Privacy, PrivacyRefused
+from tenth.serve.privacy import Privacy
 from tenth.serve.privacy_log import MaskingFilter
 from tenth.serve.privacy_names import with_names
 from tenth.serve.privacy_rules import find
 from tenth.serve.privacy_segments import LONGEST
+from tenth.serve.privacy_text import PrivacyRefused
 
 MASK = Privacy("mask")
 
@@ -440,8 +441,9 @@ def test_refusals_say_what_and_where_but_not_whom() -> None:
     with pytest.raises(PrivacyRefused, match="the answer holds"):
         shown.extend(answer.push("key", piece) for piece in ["Ask ", "jo", "hn@exam", "ple.com", " now"])
     assert "".join(shown) == "Ask "
-    with pytest.raises(PrivacyRefused):
-        masked("a@b.de", refusing)
+    with pytest.raises(PrivacyRefused) as raised:
+        masked("Write to a@b.de now", refusing)
+    assert raised.value.shown == "Write to "
 
 
 @pytest.mark.parametrize(
