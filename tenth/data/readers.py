@@ -88,16 +88,23 @@ def read_file(path: Path, source: TextSource) -> Iterator[Document]:
             yield Document(text, source.default_domain, str(path), raw.tell())
 
 
-def _read_lines(path: Path, source: TextSource) -> Iterator[Document]:
+def read_records(path: Path) -> Iterator[tuple[dict[str, object], str, int]]:
+    """The objects of a file of JSON lines: each with its place (`file:line`), and the bytes that were needed so far.
+
+    Errors as of `read_file`.
+    """
     with _opened(path) as (file, raw):
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
-            if not (content := _decoded(line, where).strip()):
-                continue
-            record = _record(content, where)
-            text = _text(record, source.text_key, where)
-            domain = source.default_domain if source.domain_key is None else _text(record, source.domain_key, where)
-            yield Document(text, domain, where, raw.tell())
+            if content := _decoded(line, where).strip():
+                yield _record(content, where), where, raw.tell()
+
+
+def _read_lines(path: Path, source: TextSource) -> Iterator[Document]:
+    for record, where, read in read_records(path):
+        text = _text(record, source.text_key, where)
+        domain = source.default_domain if source.domain_key is None else _text(record, source.domain_key, where)
+        yield Document(text, domain, where, read)
 
 
 def _record(line: str, where: str) -> dict[str, object]:
@@ -141,11 +148,20 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         raise RequestError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def is_json_lines(path: Path) -> bool:
+    """Whether a file holds JSON lines, by its ending."""
+    return _ending(path) in _LINES
+
+
+def _ending(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+
+
 def _kind(path: Path, source: TextSource) -> Format:
     if source.format != "auto":
         return source.format
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    last = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    last = _ending(path)
     if last == ".json":
         raise RequestError(f"{path}: may be one text or JSON lines; say which: format text, or jsonl")
     return "jsonl" if last in _LINES else "parquet" if last == ".parquet" else "text"

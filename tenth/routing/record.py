@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tenth.routing.rule import Score
 
-RecordKind = Literal["none", "choice", "full"]
-"""How much a forward pass records: nothing, expert ids and gates, or router logits and drops too."""
+RecordKind = Literal["none", "choice", "full", "outputs"]
+"""How much a pass records: nothing, expert ids and gates, router logits and drops too, or also sizes of outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class LayerRouting:
     and `dropped_TK`, true where an assignment was not carried out; so does any record of a batch whose tokens are
     `limited` (`tenth.routing.limit`). The gate of a dropped expert is 0. A limit may give its share to the experts that
     are left (`RouteRule.rescales`); an expert's full capacity does not.
+
+    A record of `outputs` is full, and has the norms of experts' outputs before their gates (`norms_TK`) and their
+    largest magnitudes (`peaks_TK`), float32; 0 where an assignment was not carried out.
     """
 
     num_experts: int
@@ -36,6 +39,8 @@ class LayerRouting:
     dropped_TK: Tensor | None = None
     score: Score = "softmax"
     limited: bool = False
+    norms_TK: Tensor | None = None
+    peaks_TK: Tensor | None = None
 
     def select(self, tokens: slice | Tensor) -> LayerRouting:
         """The same for some of the tokens, in the order given."""
@@ -85,6 +90,8 @@ def _rebuild(layer: LayerRouting, change: Callable[[Tensor], Tensor]) -> LayerRo
         changed(layer.dropped_TK),
         layer.score,
         layer.limited,
+        changed(layer.norms_TK),
+        changed(layer.peaks_TK),
     )
 
 
@@ -99,4 +106,5 @@ def _join(layers: Sequence[LayerRouting]) -> LayerRouting:
     first = layers[0]
     limited = any(layer.limited for layer in layers)
     logits, dropped = joined("logits_TE"), joined("dropped_TK")
-    return LayerRouting(first.num_experts, experts, gates, logits, dropped, first.score, limited)
+    sizes = joined("norms_TK"), joined("peaks_TK")
+    return LayerRouting(first.num_experts, experts, gates, logits, dropped, first.score, limited, *sizes)

@@ -27,6 +27,8 @@ class StackedLayers(Mapping[int, LayerRouting]):
     logits_LTE: Tensor | None = None
     score: Score = "softmax"
     limited: bool = False
+    norms_LTK: Tensor | None = None
+    peaks_LTK: Tensor | None = None
 
     def __getitem__(self, index: int) -> LayerRouting:
         try:
@@ -36,8 +38,17 @@ class StackedLayers(Mapping[int, LayerRouting]):
         gates_TK = self.gates_LTK[at]
         logits_TE = None if self.logits_LTE is None else self.logits_LTE[at]
         dropped_TK = gates_TK == 0 if self.limited or logits_TE is not None else None
-        experts_TK = self.experts_LTK[at]
-        return LayerRouting(self.num_experts, experts_TK, gates_TK, logits_TE, dropped_TK, self.score, self.limited)
+        return LayerRouting(
+            self.num_experts,
+            self.experts_LTK[at],
+            gates_TK,
+            logits_TE,
+            dropped_TK,
+            self.score,
+            self.limited,
+            None if self.norms_LTK is None else self.norms_LTK[at],
+            None if self.peaks_LTK is None else self.peaks_LTK[at],
+        )
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.layers)
@@ -54,13 +65,19 @@ def stacked(routing: Routing) -> StackedLayers | None:
     if not found:
         return None
     first = found[0]
-    logits = [layer.logits_TE for layer in found if layer.logits_TE is not None]
+
+    def together(name: str) -> Tensor | None:
+        parts = [part for layer in found if (part := getattr(layer, name)) is not None]
+        return torch.stack(parts) if len(parts) == len(found) else None
+
     return StackedLayers(
         tuple(routing.layers),
         first.num_experts,
         torch.stack([layer.experts_TK for layer in found]),
         torch.stack([layer.gates_TK for layer in found]),
-        torch.stack(logits) if len(logits) == len(found) else None,
+        together("logits_TE"),
         first.score,
         any(layer.limited for layer in found),
+        together("norms_TK"),
+        together("peaks_TK"),
     )
