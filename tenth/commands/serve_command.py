@@ -107,6 +107,25 @@ def command(
     no_metrics: Annotated[
         bool, typer.Option("--no-metrics", help="Count nothing: there is no /metrics.", rich_help_panel=_SERVER)
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            metavar="FILE",
+            help="A routing profile (tenth profile) to hold live routing against.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    drift_alarm: Annotated[
+        float,
+        typer.Option(
+            "--drift-alarm",
+            min=0,
+            max=1,
+            help="With --profile: bits beyond chance that the experts' work may be from it.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = 0.1,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts into the log.", rich_help_panel=_SERVER)
     ] = False,
@@ -252,6 +271,7 @@ def command(
     from tenth.commands.files import read_text
     from tenth.errors import MachineError
     from tenth.model.cache import checked_kv
+    from tenth.routing.profile_file import read_profile
 
     try:
         from tenth.serve.guards import GuardOptions, open_guards
@@ -277,7 +297,11 @@ def command(
         origins=tuple(allow_origin or ()),
         log_prompts=log_prompts,
         metrics=not no_metrics,
+        drift_alarm=drift_alarm,
     )
+    stored = None if profile is None else read_profile(profile)
+    if stored is not None and no_metrics:
+        raise RequestError("--profile is compared with what metrics count: it does not go with --no-metrics")
 
     def load() -> tuple[Model, Engine]:
         from tenth.api import load as load_model
@@ -313,5 +337,5 @@ def command(
         typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading)", err=True)
         if guards.keys is None and not is_loopback(address):
             typer.echo("note: whoever can reach this address may ask; --keys or TENTH_API_KEY asks for a key", err=True)
-        if not run(Service(options, guards), load, bound):
+        if not run(Service(options, guards, profile=stored), load, bound):
             raise typer.Exit(1)

@@ -112,6 +112,8 @@ class RoutingProfile:
 
     def take_steps(self, steps: Sequence[StackedLayers], spans: Sequence[Span]) -> None:
         """Add the records of some steps, whose tokens are numbered through."""
+        if not steps:
+            return
         work = Assignments.of(steps)
         self.counts.take(steps, work)
         self.pairs_LEE += work.pairs()

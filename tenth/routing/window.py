@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 
 from tenth.routing.counts import RoutingCounts
+from tenth.routing.profile import SERVED, ProfiledModel, RoutingProfile, Span
 from tenth.routing.record import RecordKind, Routing
 from tenth.routing.stacked import stacked
 
@@ -22,22 +23,21 @@ _FEW = 64  # tokens: longer steps are never the judged ones, for logits of all e
 
 
 class RoutingWindow:
-    """Sums of a model's sparse `layers` with so many `experts`; recent is what came in the last `seconds`.
+    """Sums of what a model's routers decide; recent is what came in the last `seconds`.
 
     One thread calls `wish` and `note`; any may look. The window moves on by a thirtieth of itself.
     """
 
     def __init__(
         self,
-        layers: Sequence[int],
-        experts: int,
+        model: ProfiledModel,
         *,
         seconds: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.layers, self.experts, self.seconds = tuple(layers), experts, seconds
+        self.model, self.seconds = model, seconds
         self._clock, self._slice = clock, seconds / 30
-        self._total, self._slices = self._empty(), deque[tuple[int, RoutingCounts]]()
+        self._total, self._slices = RoutingProfile.empty(model), deque[tuple[int, RoutingCounts]]()
         self._pending = deque[tuple[int, Routing]]()
         self._steps = self._waiting = 0  # tokens wait
         self._lock = threading.Lock()  # of the sums
@@ -60,7 +60,20 @@ class RoutingWindow:
         """Of all steps so far."""
         with self._lock:
             self._sum_up()
+            return self._total.counts.copy()
+
+    def profile(self) -> RoutingProfile:
+        """Of all steps so far, with pairs of experts: as one domain, `SERVED`, in one block."""
+        with self._lock:
+            self._sum_up()
             return self._total.copy()
+
+    def clear(self) -> None:
+        """Forget everything, as of a warm-up."""
+        with self._lock:
+            self._sum_up()
+            self._total, self._steps = RoutingProfile.empty(self.model), 0
+            self._slices.clear()
 
     def recent(self) -> RoutingCounts:
         """Of the steps within the window."""
@@ -73,17 +86,18 @@ class RoutingWindow:
         return found
 
     def _empty(self) -> RoutingCounts:
-        return RoutingCounts.empty(self.layers, self.experts)
+        return RoutingCounts.empty(self.model.layers, self.model.experts)
 
     def _sum_up(self) -> None:
         pending = [self._pending.popleft() for _ in range(len(self._pending))]
         for number, group in groupby(pending, key=lambda one: one[0]):
             if not self._slices or self._slices[-1][0] != number:
                 self._slices.append((number, self._empty()))
+            steps = [layers for _, routing in group if (layers := stacked(routing)) is not None]
             fresh = self._empty()
-            fresh.take([layers for _, routing in group if (layers := stacked(routing)) is not None])
+            fresh.take(steps)
             self._slices[-1][1].add(fresh)
-            self._total.add(fresh)
+            self._total.take_steps(steps, [Span(0, fresh.tokens, SERVED)])
         self._forget()
 
     def _forget(self) -> None:

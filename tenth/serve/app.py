@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from tenth import __version__
 from tenth.errors import TenthError
-from tenth.serve import anthropic, chat, completions, embeddings, infill, metrics, models, responses, tokens
+from tenth.serve import anthropic, chat, completions, embeddings, infill, metrics, models, profile, responses, tokens
 from tenth.serve.guard import Guard, limit_handler
 from tenth.serve.hosts import KnownHosts
 from tenth.serve.limits import LimitReached
@@ -29,6 +29,7 @@ ROUTERS = (
     responses.router,
     embeddings.router,
     tokens.router,
+    profile.router,
 )
 _METHODS = ["GET", "POST", "OPTIONS"]
 _ABOUT = "Language models behind the APIs of OpenAI and others. Every answer has an x-request-id."

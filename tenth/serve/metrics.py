@@ -21,7 +21,7 @@ from starlette.responses import Response
 from tenth import __version__
 from tenth.api.model import Model
 from tenth.serve.metric_families import Families, Metric
-from tenth.serve.metrics_engine import cache_families, engine_families, expert_families
+from tenth.serve.metrics_engine import cache_families, drift_families, engine_families, expert_families
 from tenth.serve.service import Phase, Service
 
 router = APIRouter()
@@ -70,6 +70,8 @@ class _Collected(Collector):
 def _expert_families(service: Service, model: Model, families: Families) -> Iterator[Metric]:
     if service.meter is not None and service.meter.experts is not None and model.config.moe is not None:
         yield from expert_families(service.meter.experts, model.config.moe, families)
+    if service.drift is not None:
+        yield from drift_families(service.drift, families)
     if model.expert_cache is not None:
         yield from cache_families(model.expert_cache, families)
 

@@ -10,6 +10,7 @@ from tenth.kernels.cpu.expert_cache import ExpertCache
 from tenth.model.config import MoeConfig
 from tenth.routing.counts import Floats, Ints, RoutingCounts
 from tenth.routing.window import RoutingWindow
+from tenth.serve.drift import DriftWatch
 from tenth.serve.metric_families import Families, Metric
 
 _LAYER = ("layer",)
@@ -60,6 +61,19 @@ def expert_families(window: RoutingWindow, moe: MoeConfig, families: Families) -
         ("dead_experts", "Experts without work in the window.", recent.dead_L),
     ):
         yield families.gauge(name, text, _by_layer(recent, values), _LAYER)
+
+
+def drift_families(watch: DriftWatch, families: Families) -> Iterator[Metric]:
+    """How far the window's routing is from the stored profile."""
+    drift = watch.look()
+    for name, text, values in (
+        ("routing_drift_bits", "Divergence of the experts' shares of work from the profile.", drift.divergence_L),
+        ("routing_drift_chance_bits", "What as many tokens of the profiled text would show.", drift.chance_L),
+    ):
+        found = {(str(layer),): value for layer, value in zip(drift.layers, values.tolist(), strict=True)}
+        yield families.gauge(name, text, found, _LAYER)
+    yield families.gauge("routing_drift_excess_bits", "Mean over layers of what is beyond chance.", drift.excess)
+    yield families.gauge("routing_drift_alarm", "1 while that is above the threshold.", int(watch.alarm))
 
 
 def cache_families(cache: ExpertCache, families: Families) -> Iterator[Metric]:

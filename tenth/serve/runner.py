@@ -86,6 +86,7 @@ class Life:
         self._server = _Server(config)
         self._signals, self._told = 0, -_TWICE
         self._draining: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None  # held: a task that nobody holds may be collected
 
     def stop(self) -> None:
         """What SIGTERM does, from any thread: drain, or where it drains already stop at once."""
@@ -116,6 +117,8 @@ class Life:
         async with AsyncEngine(engine) as running:
             self._service.begin(model, running)
             await warm_up(self._service)
+            if self._service.drift is not None:
+                self._watching = asyncio.create_task(self._service.drift.watch())
             if self._service.phase == "warming up":
                 self._service.phase = "ready"
                 log.info("ready: %s, %s tokens of context", self._service.options.names[0], self._service.model_context)
@@ -179,3 +182,5 @@ async def warm_up(service: Service) -> None:
     request = Request(tuple(ids), 2, Sampling(temperature=0.0), tenant="warm-up")
     async for _ in service.engine.submit(request):
         pass
+    if service.meter is not None and service.meter.experts is not None:
+        service.meter.experts.clear()

@@ -18,8 +18,11 @@ from tenth.api.model import Model
 from tenth.engine.async_engine import AsyncEngine
 from tenth.engine.request import MOST_ANSWERS
 from tenth.errors import RequestError
+from tenth.observe.profiling import profiled_model
+from tenth.routing.profile import RoutingProfile
 from tenth.routing.window import RoutingWindow
 from tenth.serve.admission import Admission, AdmissionLimits
+from tenth.serve.drift import DriftWatch
 from tenth.serve.guards import Guards
 from tenth.serve.meter import Meter
 from tenth.serve.problems import HttpProblem
@@ -45,7 +48,8 @@ class ServeOptions:
     `body_seconds` is for a body to come, `request_seconds` for all of a request, `send_seconds` for a client to take
     what it is sent. After `heartbeat_seconds` of silence a stream says that it is alive; `drain_seconds` is what
     running requests get when the server stops. `origins` are allowed by CORS. `hosts` are names that requests may
-    be sent to, beside this machine's own; None takes any. Without `metrics` nothing is counted.
+    be sent to, beside this machine's own; None takes any. Without `metrics` nothing is counted. `drift_alarm` is how
+    far the experts' work may be from a stored profile, in bits beyond chance (`tenth.routing.drift`).
     """
 
     names: tuple[str, ...] = ("default",)
@@ -64,6 +68,7 @@ class ServeOptions:
     hosts: tuple[str, ...] | None = None
     log_prompts: bool = False
     metrics: bool = True
+    drift_alarm: float = 0.1
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -75,13 +80,19 @@ class ServeOptions:
 class Service:
     """One model behind one port. `begin` gives it the model; until then, and when it drains, there is no new work.
 
-    Its `guards` are the caller's to close.
+    Its `guards` are the caller's to close. `profile` is what routing is held against.
     """
 
     def __init__(
-        self, options: ServeOptions, guards: Guards | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        options: ServeOptions,
+        guards: Guards | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        profile: RoutingProfile | None = None,
     ) -> None:
         self.options, self.guards, self.clock = options, guards or Guards(), clock
+        self._stored = profile
+        self.drift: DriftWatch | None = None  # once there is a model
         self.meter = Meter() if options.metrics else None
         self.phase: Phase = "loading"
         self.started = int(time.time())
@@ -104,9 +115,16 @@ class Service:
         self.readings = Readings(None if model.template is None else model.template.source)
         limits = AdmissionLimits(self.options.queue, int(self.options.queue_fill * room))
         self.admission = Admission(limits, self.clock)
-        if self.meter is not None and (moe := model.config.moe) is not None:
-            self.meter.experts = RoutingWindow(model.config.sparse_layers, moe.num_experts)
+        if self.meter is not None and model.config.moe is not None:
+            self.meter.experts = RoutingWindow(profiled_model(decoder, self.options.names[0]))
             engine.engine.watch(self.meter.experts)
+        if self._stored is not None:
+            self.drift = self._drift_from(self._stored)
+
+    def _drift_from(self, stored: RoutingProfile) -> DriftWatch:
+        if self.meter is None or self.meter.experts is None:
+            raise RequestError("a routing profile to compare with needs a model with experts, and its metrics")
+        return DriftWatch(self.meter.experts, stored, self.options.drift_alarm)
 
     @property
     def model(self) -> Model:

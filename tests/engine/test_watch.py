@@ -20,6 +20,7 @@ from tenth.kernels.choice import choose_kernels
 from tenth.model.config import MoeConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
+from tenth.observe.profiling import profiled_model
 from tenth.routing.limit import ExpertLimit
 from tenth.routing.measures import expert_counts, router_entropy
 from tenth.routing.record import Routing
@@ -51,7 +52,7 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def watched(decoder: Decoder, options: EngineOptions | None = None, **more: object) -> tuple[Engine, RoutingWindow]:
     engine = Engine(decoder, options or EngineOptions(pages=64, page_size=16), **more)  # type: ignore[arg-type]
-    window = RoutingWindow(CONFIG.sparse_layers, EXPERTS)
+    window = RoutingWindow(profiled_model(decoder, "watched"))
     engine.watch(window)
     return engine, window
 

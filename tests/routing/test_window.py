@@ -6,8 +6,11 @@ import threading
 
 import torch
 
+from tenth.routing.profile import ProfiledModel
 from tenth.routing.record import LayerRouting, Routing
 from tenth.routing.window import RoutingWindow
+
+MODEL = ProfiledModel("model", "abc", (0, 1), 4, 2)
 
 
 class Clock:
@@ -24,7 +27,7 @@ def step(expert: int, tokens: int = 1, layers: tuple[int, ...] = (0, 1)) -> Rout
 
 def test_what_left_the_window_is_forgotten() -> None:
     clock = Clock()
-    window = RoutingWindow((0, 1), 4, seconds=300, clock=clock)
+    window = RoutingWindow(MODEL, seconds=300, clock=clock)
     window.note(step(0, 10))
     clock.now += 200
     window.note(step(1))
@@ -43,7 +46,7 @@ def test_what_left_the_window_is_forgotten() -> None:
 
 
 def test_what_was_given_out_changes_no_more() -> None:
-    window = RoutingWindow((0, 1), 4)
+    window = RoutingWindow(MODEL)
     window.note(step(0))
     total, recent = window.total(), window.recent()
     window.note(step(1))
@@ -52,7 +55,7 @@ def test_what_was_given_out_changes_no_more() -> None:
 
 
 def test_a_few_short_steps_are_judged_by_their_logits() -> None:
-    window = RoutingWindow((0, 1), 4)
+    window = RoutingWindow(MODEL)
     assert {window.wish(500) for _ in range(200)} == {"choice"}
     wishes = [window.wish(2) for _ in range(320)]
     assert wishes[0] == "full", "something is known from the first step on"
@@ -60,7 +63,7 @@ def test_a_few_short_steps_are_judged_by_their_logits() -> None:
 
 
 def test_many_steps_do_not_pile_up_where_nobody_looks() -> None:
-    window = RoutingWindow((0, 1), 4)
+    window = RoutingWindow(MODEL)
     for number in range(400):
         window.wish(1000)
         window.note(step(number % 3, 1000))
@@ -69,7 +72,7 @@ def test_many_steps_do_not_pile_up_where_nobody_looks() -> None:
 
 
 def test_nothing_is_lost_between_threads() -> None:
-    window = RoutingWindow((0, 1), 4)
+    window = RoutingWindow(MODEL)
     ended = threading.Event()
     seen = list[int]()
 
@@ -92,6 +95,20 @@ def test_nothing_is_lost_between_threads() -> None:
 
 
 def test_a_model_without_experts_says_nothing() -> None:
-    window = RoutingWindow((), 1)
+    window = RoutingWindow(ProfiledModel("dense", "abc", (), 1, 1))
     window.note(Routing({}))
     assert window.total().tokens == window.recent().tokens == 0
+
+
+def test_the_profile_is_all_that_was_seen_until_it_is_cleared() -> None:
+    clock = Clock()
+    window = RoutingWindow(MODEL, clock=clock)
+    window.note(step(0, 10))
+    clock.now += 1e6
+    window.note(step(1))
+    profile = window.profile()
+    assert (profile.counts.tokens, profile.domains) == (11, ("served",))
+    assert profile.pairs_LEE[0].tolist() == [[10, 0, 0, 10], [0, 1, 0, 1], [0, 0, 0, 0], [10, 1, 0, 11]]
+    assert profile.by_domain()["served"].counts_LE.tolist() == profile.counts.counts_LE.tolist()
+    window.clear()
+    assert (window.profile().counts.tokens, window.recent().tokens, profile.counts.tokens) == (0, 0, 11)
