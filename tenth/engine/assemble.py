@@ -59,5 +59,5 @@ def rows_of(parts: Sequence[Part]) -> list[range]:
 def want_of(parts: Sequence[Part], rows: Sequence[range]) -> Want:
     """Those logits, and the fullest routing record that a part asks for."""
     kinds = {part.progress.request.record for part in parts}
-    record = next(kind for kind in ("full", "choice", "none") if kind in kinds)
+    record = next(kind for kind in ("outputs", "full", "choice", "none") if kind in kinds)
     return Want(logits=torch.tensor([row for own in rows for row in own], dtype=torch.int64), routing=record)

@@ -274,7 +274,7 @@ def _states(out: Output) -> Iterator[Tensor]:
 def _decided(out: Output) -> Iterator[tuple[str, list[Tensor]]]:
     """The stand-ins of what all routers decided, by the names of `StackedLayers`."""
     layers = list(out.routing.layers.values()) if out.routing is not None else []
-    for name in ("experts_TK", "gates_TK", "logits_TE"):
+    for name in ("experts_TK", "gates_TK", "logits_TE", "norms_TK", "peaks_TK"):
         parts = [part for layer in layers if (part := getattr(layer, name)) is not None]
         if parts:
             yield name.replace("_", "_L"), parts

@@ -182,3 +182,11 @@ class Kernels(Protocol):
 
         A term whose gate is exactly 0 is left out, whatever the expert would give; native kernels do not read it.
         """
+
+    def measured_experts(
+        self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable, /
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`expert_ffn`, and of each expert's output before its gate the norm and the largest magnitude (T, K, float32).
+
+        Both are 0 where the gate is 0. They have no gradient.
+        """

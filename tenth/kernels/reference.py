@@ -249,20 +249,40 @@ def gates(logits_TE: Tensor, experts_TK: Tensor, rule: RouteRule, dropped_TK: Te
 
 def expert_ffn(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
     """The weighted sum of the chosen SwiGLU experts, a loop over those at work."""
-    # A assignments that are carried out, sorted by expert: only the matrix products are a loop
+    y_AD, order_A = _outputs(x_TD, experts_TK, gates_TK, table)
+    return _summed(x_TD, y_AD, order_A, gates_TK)
+
+
+def measured_experts(
+    x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the norms and largest magnitudes of what is summed, before gates (T, K)."""
+    y_AD, order_A = _outputs(x_TD, experts_TK, gates_TK, table)
+    norms_A, peaks_A = torch.zeros(2, gates_TK.numel(), device=x_TD.device)
+    if len(order_A):
+        norms_A[order_A] = torch.linalg.vector_norm(y_AD.detach(), dim=1).float()
+        peaks_A[order_A] = y_AD.detach().abs().amax(1).float()
+    return _summed(x_TD, y_AD, order_A, gates_TK), norms_A.view(gates_TK.shape), peaks_A.view(gates_TK.shape)
+
+
+def _outputs(x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> tuple[Tensor, Tensor]:
+    """Outputs of the A assignments that are carried out, float32 or wider, and which ones they are, by expert."""
     at_A = (gates_TK.detach().flatten() != 0).nonzero()[:, 0]
     if not len(at_A):
-        return torch.zeros_like(x_TD)
+        return x_TD.new_zeros(0, x_TD.shape[1], dtype=wide(x_TD.dtype)), at_A
     expert_A, sorted_A = experts_TK.flatten()[at_A].sort(stable=True)
     order_A = at_A[sorted_A]
     experts, counts = torch.unique_consecutive(expert_A, return_counts=True)
-    at_work, sizes = experts.tolist(), counts.tolist()
-    token_A = order_A // experts_TK.shape[1]
-    parts = torch.split(x_TD[token_A], sizes)
-    y_AD = torch.cat([_swiglu(x_XD, *table.expert(expert)) for x_XD, expert in zip(parts, at_work, strict=True)])
-    weighted_AD = y_AD.to(wide(x_TD.dtype)) * gates_TK.flatten()[order_A, None]
+    parts = torch.split(x_TD[order_A // experts_TK.shape[1]], counts.tolist())
+    # only the matrix products are a loop
+    y_AD = torch.cat([_swiglu(x_XD, *table.expert(one)) for x_XD, one in zip(parts, experts.tolist(), strict=True)])
+    return y_AD.to(wide(x_TD.dtype)), order_A
+
+
+def _summed(x_TD: Tensor, y_AD: Tensor, order_A: Tensor, gates_TK: Tensor) -> Tensor:
+    weighted_AD = y_AD * gates_TK.flatten()[order_A, None]
     out_TD = torch.zeros_like(x_TD, dtype=weighted_AD.dtype)
-    return out_TD.index_add(0, token_A, weighted_AD).to(x_TD.dtype)
+    return out_TD.index_add(0, order_A // gates_TK.shape[1], weighted_AD).to(x_TD.dtype)
 
 
 def _swiglu(x_XD: Tensor, w13_2FD: Tensor, w2_DF: Tensor) -> Tensor:

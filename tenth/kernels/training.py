@@ -68,6 +68,7 @@ class TrainingKernels:
     paged_attention = staticmethod(reference.paged_attention)
     route = staticmethod(reference.route)
     gates = staticmethod(reference.gates)
+    measured_experts = staticmethod(reference.measured_experts)
 
     def __init__(self, machine: _native.Machine | None) -> None:
         """`machine` runs the native part; None: there is none."""

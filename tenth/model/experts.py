@@ -5,6 +5,8 @@ T tokens, D model width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from tenth.kernels.backend import Backend
@@ -32,7 +34,12 @@ class SparseMlp(nn.Module):
     ) -> tuple[Tensor, LayerRouting]:
         """T, D to T, D, and what the router decided."""
         routing = self.router(x_TD, record, given, limits)
-        y_TD = self._kernels.expert_ffn(x_TD, routing.experts_TK, routing.gates_TK, self.experts)
+        chosen = (routing.experts_TK, routing.gates_TK, self.experts)
+        if record == "outputs":
+            y_TD, norms_TK, peaks_TK = self._kernels.measured_experts(x_TD, *chosen)
+            routing = replace(routing, norms_TK=norms_TK, peaks_TK=peaks_TK)
+        else:
+            y_TD = self._kernels.expert_ffn(x_TD, *chosen)
         if self.shared is not None:
             gate_T1 = None if self.shared_gate is None else self.shared_gate(x_TD)
             y_TD = self._kernels.add_shared(y_TD, self.shared(x_TD), gate_T1)

@@ -17,6 +17,9 @@ LayerChoice = LayerRouting | LayerPolicy | None
 """What a sparse layer is given beside its tokens: a record to replay, a policy to choose by, or neither."""
 
 
+_FULL: tuple[RecordKind, ...] = ("full", "outputs")
+
+
 class Router(nn.Module):
     """Linear scores, and the experts that the config's rule makes of them.
 
@@ -45,9 +48,9 @@ class Router(nn.Module):
                 dropped_TK = _over_capacity(experts_TK, gates_TK, self._num_experts, given.capacity, given.real_T)
         if dropped_TK is not None:
             gates_TK = gates_TK.masked_fill(dropped_TK, 0.0)
-        elif record == "full" or (record == "choice" and limits is not None):
+        elif record in _FULL or (record == "choice" and limits is not None):
             dropped_TK = gates_TK == 0
-        logits, limited = logits_TE if record == "full" else None, limits is not None
+        logits, limited = logits_TE if record in _FULL else None, limits is not None
         if isinstance(given, LayerRouting):
             limited = given.limited
         return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK, self._rule.score, limited)

@@ -273,14 +273,27 @@ def test_expert_ffn(kernels: Kernels, t: int, e: int, data: st.DataObject, seed:
         [torch.randperm(e, generator=torch.Generator().manual_seed(seed + row))[:k] for row in range(t)]
     )
     gates = _drawn(t, k, seed=seed + 3)
+    gates[0, 0] = 0.0
     got = kernels.expert_ffn(x, experts, gates, table)
+    measured, norms, peaks = kernels.measured_experts(x, experts, gates, table)
+    torch.testing.assert_close(measured, got, rtol=1e-5, atol=1e-5)
+    assert (norms.dtype, norms[0, 0], peaks[0, 0]) == (torch.float32, 0, 0)
     for row in range(t):
         expected, scale = torch.zeros(d).double(), 1.0
-        for expert, gate in zip(experts[row].tolist(), gates[row].double(), strict=True):
+        for at, (expert, gate) in enumerate(zip(experts[row].tolist(), gates[row].double(), strict=True)):
             h = w13[expert].double() @ x[row].double()
             inner = h[:f] * torch.sigmoid(h[:f]) * h[f:]
-            expected += gate * (w2[expert].double() @ inner)
-            scale += float(abs(gate) * (w2[expert].double().abs() @ inner.abs()).max())
+            output = w2[expert].double() @ inner
+            most = float((w2[expert].double().abs() @ inner.abs()).max())
+            expected += gate * output
+            scale += float(abs(gate)) * most
+            if gate:
+                assert float(norms[row, at]) == pytest.approx(
+                    float(output.norm()), rel=1e-5, abs=1e-5 * (1 + most) * d**0.5
+                )
+                assert float(peaks[row, at]) == pytest.approx(
+                    float(output.abs().max()), rel=1e-5, abs=1e-5 * (1 + most)
+                )
         assert (got[row] - expected).abs().max() / scale < 1e-5
 
 

@@ -151,6 +151,32 @@ def test_every_kind_of_result(decoder: Decoder) -> None:
 
 
 @torch.inference_mode()
+def test_outputs_of_experts_are_measured(decoder: Decoder) -> None:
+    """Captured and not the same sizes, and the same logits as without them."""
+    text = _drawn(9, 3)
+    records, logits = [], []
+    for runner, kind in ((runner_of(decoder), "outputs"), (decoder, "outputs"), (runner_of(decoder), "none")):
+        out = _step(runner, _cache(decoder.config, runner), [(_Document(text, [2]), 9)], Want(routing=kind))
+        records.append(out.routing)
+        logits.append(out.logits_NV)
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    captured, plain, _ = records
+    assert captured is not None
+    assert plain is not None
+    for index, layer in captured.layers.items():
+        other = plain.layers[index]
+        assert layer.logits_TE is not None
+        for name in ("norms_TK", "peaks_TK"):
+            sizes = getattr(layer, name)
+            assert torch.equal(sizes, getattr(other, name))
+            assert (sizes > 0).all()
+        assert layer.norms_TK is not None
+        assert layer.peaks_TK is not None
+        assert (layer.peaks_TK <= layer.norms_TK * (1 + 1e-6)).all()
+
+
+@torch.inference_mode()
 def test_results_are_not_overwritten_by_the_next_step(decoder: Decoder) -> None:
     runner, document = runner_of(decoder), _Document(_drawn(6, 4), [0])
     cache = _cache(decoder.config, runner)

@@ -178,13 +178,19 @@ def test_expert_ffn(name: str, hidden: int, inner: int, tokens: int, choice: Cho
         assert _scaled_error(first.linear(x, part), _as_taken(x, form), part) < 1e-6
     assert _experts_error(first, x, ids, gates, table) < 1e-6
     result = first.expert_ffn(x, ids, gates, table)
-    for kernels in others:
+    sizes = first.measured_experts(x, ids, gates, table)
+    assert ((sizes[1] == 0) == (gates == 0)).all()
+    for kernels in (first, *others):
         assert torch.equal(kernels.expert_ffn(x, ids, gates, table), result)
+        measured = kernels.measured_experts(x, ids, gates, table)
+        assert all(map(torch.equal, measured, (result, *sizes[1:])))
     for kernels in (first, *others):
         # threads that share cores with other tests wait long for each other: few tokens there
         for t in range(tokens) if kernels.machine.threads == 1 else {0, seed % tokens}:
             one = slice(t, t + 1)
             assert torch.equal(kernels.expert_ffn(x[one], ids[one], gates[one], table), result[one])
+            alone = kernels.measured_experts(x[one], ids[one], gates[one], table)
+            assert all(torch.equal(a, b[one]) for a, b in zip(alone, (result, *sizes[1:]), strict=True))
 
 
 @pytest.mark.parametrize(("top_k", "choice"), [(64, "any"), (64, "one twice"), (65, "any"), (80, "one twice")])

@@ -72,7 +72,18 @@ class Plan:
     def run(self, tokens: int, logits: int, documents: int, /) -> None: ...
     def linear(self, kind: int, x: int, x_stride: int, outs: Sequence[LinearOut], /) -> None: ...
     def expert_ffn(
-        self, x: int, x_stride: int, experts: int, gates: int, top_k: int, table: Experts, y: int, y_stride: int, /
+        self,
+        x: int,
+        x_stride: int,
+        experts: int,
+        gates: int,
+        top_k: int,
+        table: Experts,
+        y: int,
+        y_stride: int,
+        norms: int,
+        peaks: int,
+        /,
     ) -> None: ...
     def stored_experts(
         self,
@@ -87,6 +98,8 @@ class Plan:
         next_k: int,
         y: int,
         y_stride: int,
+        norms: int,
+        peaks: int,
         /,
     ) -> None: ...
     def gather(

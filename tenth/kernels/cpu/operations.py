@@ -264,35 +264,54 @@ class CpuKernels:
 
     def expert_ffn(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable) -> Tensor:
         """The weighted sum of the chosen experts, in order of k, those with a gate of 0 left out."""
+        return self._experts(x_TD, experts_TK, gates_TK, table, ())
+
+    def measured_experts(
+        self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same bits, and the sizes of outputs, summed in one order whatever the instruction set."""
+        norms_TK, peaks_TK = (self._new(x_TD, experts_TK.shape[1]) for _ in range(2))
+        return self._experts(x_TD, experts_TK, gates_TK, table, (norms_TK, peaks_TK)), norms_TK, peaks_TK
+
+    def _experts(
+        self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, table: ExpertTable, sizes: Sequence[Tensor]
+    ) -> Tensor:
         ids_TK, gates_TK = experts_TK.contiguous(), gates_TK.contiguous()
-        if isinstance(table, CachedExpertTable):
-            return self._cached_experts(x_TD, ids_TK, gates_TK, table)
-        native = self._table(table)
         y_TD = self._new(x_TD, x_TD.shape[1])
-        top_k = experts_TK.shape[1]
-        self._do(
-            lambda plan, at: plan.expert_ffn(*_row(x_TD, at), at(ids_TK), at(gates_TK), top_k, native, *_row(y_TD, at)),
-            (x_TD, ids_TK, gates_TK),
-            (y_TD,),
-        )
+        if isinstance(table, CachedExpertTable):
+            self._cached_experts(x_TD, ids_TK, gates_TK, table, y_TD, sizes)
+            return y_TD
+        native, top_k = self._table(table), experts_TK.shape[1]
+
+        def emit(plan: _native.Plan, at: Address) -> None:
+            to = (*_row(y_TD, at), *(map(at, sizes) if sizes else (0, 0)))
+            plan.expert_ffn(*_row(x_TD, at), at(ids_TK), at(gates_TK), top_k, native, *to)
+
+        self._do(emit, (x_TD, ids_TK, gates_TK), (y_TD, *sizes))
         return y_TD
 
-    def _cached_experts(self, x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, table: CachedExpertTable) -> Tensor:
+    def _cached_experts(
+        self,
+        x_TD: Tensor,
+        ids_TK: Tensor,
+        gates_TK: Tensor,
+        table: CachedExpertTable,
+        y_TD: Tensor,
+        sizes: Sequence[Tensor],
+    ) -> None:
         """The same with experts that may have to be read; those of the next layer are read ahead by its forecast."""
         next_TK = None
         if table.forecast is not None:
             scores_TE = self.linears(x_TD, (table.forecast.weight,), (None,))[0]
             next_TK, _ = self.route(scores_TE, table.forecast.rule, table.forecast.bias_E)
-        y_TD = self._new(x_TD, x_TD.shape[1])
         top_k, store, layer = ids_TK.shape[1], table.cache.store, table.layer
 
         def emit(plan: _native.Plan, at: Address) -> None:
             ahead = (0, 0) if next_TK is None else (at(next_TK), next_TK.shape[1])
-            rows = (_row(x_TD, at), _row(y_TD, at))
-            plan.stored_experts(*rows[0], at(ids_TK), at(gates_TK), top_k, store, layer, *ahead, *rows[1])
+            to = (*_row(y_TD, at), *(map(at, sizes) if sizes else (0, 0)))
+            plan.stored_experts(*_row(x_TD, at), at(ids_TK), at(gates_TK), top_k, store, layer, *ahead, *to)
 
-        self._do(emit, (x_TD, ids_TK, gates_TK, *(() if next_TK is None else (next_TK,))), (y_TD,))
-        return y_TD
+        self._do(emit, (x_TD, ids_TK, gates_TK, *(() if next_TK is None else (next_TK,))), (y_TD, *sizes))
 
     def _do(self, emit: Emit, reads: Sequence[Tensor], writes: Sequence[Tensor], documents: int = 0) -> None:
         capture = current()

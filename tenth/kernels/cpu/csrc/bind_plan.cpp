@@ -74,20 +74,23 @@ void add_experts(Plan& plan, const ExpertArgs& args) {
     plan.add(run);
 }
 
+// `norms`, `peaks`: where the sizes of outputs go, or both 0
 void expert_ffn(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, uintptr_t gates, int top_k,
-                const ExpertList& table, uintptr_t y, int64_t y_stride) {
+                const ExpertList& table, uintptr_t y, int64_t y_stride, uintptr_t norms, uintptr_t peaks) {
   const std::vector<Expert>& list = table.experts;
   add_experts(plan, ExpertArgs{0, top_k, (int)list.size(), list[0].down.rows, at<float>(x), x_stride, at<int64_t>(experts),
-                               at<float>(gates), list.data(), at<float>(y), y_stride});
+                               at<float>(gates), list.data(), at<float>(y), y_stride, nullptr, 0, nullptr, 0,
+                               at<float>(norms), at<float>(peaks)});
 }
 
 // `next`: the address of what the next layer will probably choose, `next_k` for each token; 0: not known
 void stored_experts(Plan& plan, uintptr_t x, int64_t x_stride, uintptr_t experts, uintptr_t gates, int top_k,
-                    ExpertStore& store, int layer, uintptr_t next, int next_k, uintptr_t y, int64_t y_stride) {
+                    ExpertStore& store, int layer, uintptr_t next, int next_k, uintptr_t y, int64_t y_stride,
+                    uintptr_t norms, uintptr_t peaks) {
   const Expert* table = store.table(layer);
   add_experts(plan, ExpertArgs{0, top_k, store.experts(layer), table[0].down.rows, at<float>(x), x_stride,
                                at<int64_t>(experts), at<float>(gates), table, at<float>(y), y_stride, &store, layer,
-                               at<int64_t>(next), next_k});
+                               at<int64_t>(next), next_k, at<float>(norms), at<float>(peaks)});
 }
 
 void gather(Plan& plan, int kind, uintptr_t ids, const Matrix* w, uintptr_t table, int64_t table_stride, int columns,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "matrix_ops.h"
@@ -73,7 +74,7 @@ class ExpertStep {
     count_ = (int)work.groups.size();
     // few tokens: each thread quantises all of them for itself rather than wait for the others
     alone_ = a.tokens <= kRedundant || team.size == 1;
-    fused_ = a.tokens == 1 && a.top_k <= kMostFused && !a.store;
+    fused_ = a.tokens == 1 && a.top_k <= kMostFused && !a.store && !a.norms;
     size_t product = 0;
     int largest = 0;
     for (const Work::Group& group : work.groups) {
@@ -292,8 +293,23 @@ class ExpertStep {
         }
         write_tile(a_.y + token * a_.y_stride + row, sum, nullptr, count);
       }
+      if (a_.norms)
+        for (int k = 0; k < a_.top_k; ++k) measure(token * a_.top_k + k, gates[k] != 0, from + (size_t)k * a_.width);
     }
     team_.barrier();
+  }
+
+  // the size of an expert's output, summed in order of lanes
+  void measure(int64_t assignment, bool computed, const float* output) {
+    F squares = zero(), most = zero();
+    for (int row = 0; computed && row < a_.width; row += kLanes) {
+      const F part = a_.width - row < kLanes ? load_some(output + row, a_.width - row) : load(output + row);
+      squares = fma(part, part, squares);
+      most = max(most, abs(part));
+    }
+    const float norm = std::sqrt(sum_lanes(squares));
+    a_.norms[assignment] = norm;
+    a_.peaks[assignment] = std::isfinite(norm) ? max_lanes(most) : norm;
   }
 
   Team& team_;

@@ -39,6 +39,8 @@ struct ExpertArgs {
   int layer = 0;                 // of the store
   const int64_t* next = nullptr;  // [tokens][next_k]: what the next layer's router will probably choose; or null
   int next_k = 0;
+  float* norms = nullptr;  // [tokens][top_k] of experts' outputs before their gates, 0 where not computed; or null
+  float* peaks = nullptr;  // [tokens][top_k] their largest magnitudes; there or not as `norms` is
 };
 
 struct GatherArgs {  // the named rows of a matrix, or of a float table where `w` is null
