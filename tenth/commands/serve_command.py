@@ -300,8 +300,6 @@ def command(
         drift_alarm=drift_alarm,
     )
     stored = None if profile is None else read_profile(profile)
-    if stored is not None and no_metrics:
-        raise RequestError("--profile is compared with what metrics count: it does not go with --no-metrics")
 
     def load() -> tuple[Model, Engine]:
         from tenth.api import load as load_model

@@ -91,6 +91,8 @@ class Service:
         profile: RoutingProfile | None = None,
     ) -> None:
         self.options, self.guards, self.clock = options, guards or Guards(), clock
+        if profile is not None and not options.metrics:
+            raise RequestError("a routing profile is compared with what metrics count: it does not go without them")
         self._stored = profile
         self.drift: DriftWatch | None = None  # once there is a model
         self.meter = Meter() if options.metrics else None
@@ -123,7 +125,7 @@ class Service:
 
     def _drift_from(self, stored: RoutingProfile) -> DriftWatch:
         if self.meter is None or self.meter.experts is None:
-            raise RequestError("a routing profile to compare with needs a model with experts, and its metrics")
+            raise RequestError(f"a routing profile ({stored.model.name}) needs a model with experts to compare with")
         return DriftWatch(self.meter.experts, stored, self.options.drift_alarm)
 
     @property

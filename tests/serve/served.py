@@ -15,6 +15,7 @@ from tenth.engine.async_engine import AsyncEngine
 from tenth.engine.engine import EngineOptions
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.engine.scripted import Script, ScriptedModel
+from tenth.routing.profile import RoutingProfile
 from tenth.serve.app import create_app
 from tenth.serve.guards import Guards
 from tenth.serve.runner import warm_up
@@ -65,9 +66,10 @@ async def serving(
     pages: int = 600,
     sequences: int = 16,
     draft: DraftKind = "off",
+    profile: RoutingProfile | None = None,
 ) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
     """A service and a client of it; no network."""
-    service = Service(options or ServeOptions(), guards)
+    service = Service(options or ServeOptions(), guards, profile=profile)
     engine = model.engine(EngineOptions(pages, 16, SchedulerOptions(sequences=sequences, wait=0)), draft=draft)
     async with AsyncEngine(engine) as running:
         service.begin(model, running)
