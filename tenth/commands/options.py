@@ -99,7 +99,7 @@ ExpertCounts = Annotated[
     typer.Option(
         "--expert-counts",
         metavar="FILE",
-        help="With --memory: begin with the experts that were used most by this file; what is used is added to it.",
+        help="With --memory: begin with the experts used most by this file, to which uses are added, or by a profile.",
         rich_help_panel=_MODEL,
     ),
 ]

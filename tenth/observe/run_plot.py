@@ -220,4 +220,5 @@ PANELS = (
         _several("evaluations", "share of choices", saturation=""),
         _logged("saturation", "evaluations"),
     ),
+    Panel("Drift from the profile", _several("evaluations", "bits", drift=""), _logged("drift", "evaluations")),
 )

@@ -238,8 +238,11 @@ class EvaluationOptions:
     tokens: int = setting("tokens of each held-out source", 50_000, least=2, free=True)
     length: int = setting("tokens of a row in evaluations, at least 2; 0: the stage's", 0, least=0, free=True)
     source: tuple[TextOptions, ...] = setting("held-out text, as [[evaluation.source]]", (), free=True)
+    profile: str = setting("a routing profile that the experts' work is held against; empty: none", "", free=True)
 
     def __post_init__(self) -> None:
+        if self.profile and not self.source:
+            raise RequestError("evaluation profile is named, it needs [[evaluation.source]] to compare it with")
         if self.length == 1:
             raise RequestError("evaluation length is 1: rows of a token have no target; it must be 0 or at least 2")
 

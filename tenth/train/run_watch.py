@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,15 @@ from torch import Tensor
 
 from tenth.data.collate import TrainBatch
 from tenth.data.packing import NO_DOMAIN, Sample
+from tenth.errors import RequestError
 from tenth.model.batch import Batch, Output, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
+from tenth.routing.counts import RoutingCounts
+from tenth.routing.drift import Drift, drift_from
 from tenth.routing.measures import max_violation, saturation
+from tenth.routing.profile import RoutingProfile
+from tenth.routing.profile_file import read_profile
 from tenth.routing.record import Routing
 from tenth.train.balance_loss import choice_counts
 from tenth.train.corpus import Corpus
@@ -95,6 +101,14 @@ class Counts:
             return None
         return sum(max_violation(counts_E) for counts_E in self.layers.values()) / len(self.layers)
 
+    def drift(self, profile: RoutingProfile) -> Drift:
+        """How far the choices are from a profile's; RequestError where it is of other layers or experts."""
+        top_k = profile.model.top_k
+        seen = RoutingCounts.empty(tuple(self.layers), len(next(iter(self.layers.values()))))
+        seen.counts_LE += torch.stack(list(self.layers.values())).numpy()
+        seen.tokens = int(seen.counts_LE[0].sum()) // top_k
+        return drift_from(profile, seen)
+
 
 class RunWatch:
     """Evaluations of a run."""
@@ -103,6 +117,7 @@ class RunWatch:
         self._recipe, self._decoder, self._corpus = recipe, decoder, corpus
         self._length = recipe.stage[0].length
         self.probe = Probe(decoder, _PROBE_ROWS * self._length) if decoder.config.sparse_layers else None
+        self._profile = _profile_for(recipe.evaluation.profile, decoder.config)
 
     def begin(self) -> None:
         """Before the first step: what later states are held against."""
@@ -121,11 +136,23 @@ class RunWatch:
             record |= {name: getattr(total, name) for name in ("loss", "low", "high", "perplexity")}
             record["domains"] = {name: asdict(loss) | {"perplexity": loss.perplexity} for name, loss in domains.items()}
             record["max_vio"] = counts.max_violation()
+            if self._profile is not None:
+                record["drift"] = counts.drift(self._profile).excess
         if self.probe is not None:
             layers = self.probe.saturation()
             record["saturation"] = sum(layers.values()) / len(layers)
             record["layers"] = {index: {"saturation": value} for index, value in layers.items()}
         return record | {"seconds": time.perf_counter() - started}
+
+
+def _profile_for(path: str, config: ModelConfig) -> RoutingProfile | None:
+    if not path:
+        return None
+    profile, moe = read_profile(Path(path)), config.moe
+    shape = (profile.model.layers, profile.model.experts, profile.model.top_k)
+    if moe is None or shape != (config.sparse_layers, moe.num_experts, moe.top_k):
+        raise RequestError(f"{path}: is a profile of {profile.model.name}: its layers or experts are not this model's")
+    return profile
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """How often experts were used, kept in a file: with it a cache of experts starts with those that are used most.
 
 JSON: `{"version": 1, "layers": [{"steps": 12, "uses": [3, 0, ...]}, ...]}`, an entry for each sparse layer in order;
-`uses` counts the steps (of any number of tokens) that asked for each expert.
+`uses` counts the steps (of any number of tokens) that asked for each expert. A routing profile, which says the same of
+steps of one token, is read too, and never added to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from tenth.errors import FileFormatError, MachineError, RequestError
 from tenth.kernels.cpu.expert_cache import ExpertCache, LayerUses
+from tenth.routing.profile_file import is_profile, read_profile
 
 _VERSION = 1
 
@@ -26,7 +28,12 @@ def seed_from(cache: ExpertCache, path: Path) -> None:
 
 
 def add_counts(cache: ExpertCache, path: Path) -> None:
-    """Add what a cache was asked for to a file, which is made where there is none. Errors: as `seed_from`."""
+    """Add what a cache was asked for to a file, which is made where there is none. Errors: as `seed_from`.
+
+    A routing profile stays as it is: it is of tokens, not of steps.
+    """
+    if is_profile(path):
+        return
     layers = cache.uses
     if path.exists():
         layers = [
@@ -53,6 +60,9 @@ def _fitting(cache: ExpertCache, path: Path) -> list[LayerUses]:
 
 
 def _read(path: Path) -> list[LayerUses]:
+    if is_profile(path):
+        counts = read_profile(path).counts
+        return [LayerUses(counts.tokens, uses) for uses in counts.counts_LE.tolist()]
     try:
         file = json.loads(path.read_bytes())
         layers = [LayerUses(layer["steps"], layer["uses"]) for layer in file["layers"]]

@@ -12,11 +12,15 @@ import torch
 
 from tenth.data.collate import TrainBatch, collate
 from tenth.data.loader import samples
+from tenth.errors import RequestError
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.model.preset import preset
+from tenth.observe.profiling import Part, Profiler
+from tenth.routing.profile import ProfiledModel, RoutingProfile
+from tenth.routing.profile_file import write_profile
 from tenth.train.low_rank import LowRankOptions, attach
-from tenth.train.recipe import Recipe
+from tenth.train.recipe import EvaluationOptions, Recipe
 from tenth.train.run_watch import Probe, Speed, forward_flops, frozen_flops
 from tests.data.token_files import numbered, write_tokens
 from tests.train.tiny_run import recipe_of, run, trainer_of
@@ -107,6 +111,29 @@ def test_other_held_out_text_does_not_change_the_probe(later: list[str], tmp_pat
     run(recipe)
     assert _kept(recipe) == kept
     assert _saturations(tmp_path / "changed") == _saturations(tmp_path / "same")
+
+
+def _profile(recipe: Recipe, path: Path) -> str:
+    profiler = Profiler(trainer_of(recipe)[0].decoder, "model", outputs=False)
+    profiler.show([Part([number % 5, 1, 2], "text", number) for number in range(9)])
+    write_profile(profiler.profile, path)
+    return str(path)
+
+
+def test_experts_work_is_held_against_a_profile(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    sources = [{"path": str(write_tokens(tmp_path / "x.tokens", [[1, 2, 3] * 200] * 9, vocab_size=9))}]
+    profile = _profile(recipe, tmp_path / "p.profile")
+    run(recipe_of(tmp_path, evaluation={"source": sources, "profile": profile}))
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    drifts = [record["drift"] for record in records if record["kind"] == "evaluation"]
+    assert drifts
+    assert all(0 <= drift <= 1 for drift in drifts)
+    with pytest.raises(RequestError, match=r"it needs \[\[evaluation.source\]\]"):
+        EvaluationOptions(profile=profile)
+    write_profile(RoutingProfile.empty(ProfiledModel("other", "x", (0,), 3, 1)), tmp_path / "other.profile")
+    with pytest.raises(RequestError, match="its layers or experts are not this model's"):
+        trainer_of(recipe_of(tmp_path, evaluation={"source": sources, "profile": str(tmp_path / "other.profile")}))
 
 
 def test_the_probe_has_text_of_every_source_and_no_padding(tmp_path: Path) -> None:

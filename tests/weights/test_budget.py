@@ -22,6 +22,8 @@ from tenth.kernels.packed import PackedFormat
 from tenth.model.config import MoeConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
+from tenth.observe.profiling import Part, Profiler
+from tenth.routing.profile_file import write_profile
 from tenth.weights.budget import memory_bytes
 from tenth.weights.save import save_model
 from tenth.weights.synthetic import write_synthetic
@@ -190,6 +192,13 @@ def test_counts_of_experts_start_a_cache(packed: Path, tmp_path: Path) -> None:
     twice = json.loads(file.read_text())
     for old, new in zip(once["layers"], twice["layers"], strict=True):
         assert new == {"steps": 2 * old["steps"], "uses": [2 * count for count in old["uses"]]}
+    profile = tmp_path / "p.profile"
+    profiler = Profiler(tenth.load(packed).decoder, "model", outputs=False)
+    profiler.show([Part([1, 2, 3], "text")])
+    write_profile(profiler.profile, profile)
+    before = profile.read_bytes()
+    assert _invoke(*options, "--expert-counts", profile).stdout == plain.stdout
+    assert profile.read_bytes() == before
     cache = tenth.load(packed, threads=1, memory=memory, expert_counts=file).expert_cache
     assert cache is not None
     end = time.monotonic() + 20
