@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenth.api.answer_events import Event, Finish, Logprobs, ReasoningText, Said, Whole
 from tenth.api.bodies import Asked, Kind
+from tenth.api.legacy_logprobs import LegacyLogprobs
 from tenth.api.tool_events import ArgumentsText, CallBegin, CallEnd, ContentText
 from tenth.engine.sampler import Drawn
 from tenth.engine.stream import Stream
@@ -62,6 +63,7 @@ class Form:
     created: int
     model: str
     tokenizer: Tokenizer
+    _scored_so_far: dict[int, LegacyLogprobs] = field(default_factory=dict)  # of a stream's choices
 
     def body(self, asked: Sequence[Asked], wholes: Sequence[Whole], usage: Usage) -> Json:
         """The finished answers, those to the first prompt first."""
@@ -73,13 +75,14 @@ class Form:
         """What a choice's stream begins with."""
         if self.kind == "chat.completion":
             return [self._chunk(choice, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})]
+        self._scored_so_far[choice] = self._legacy(asked)
         if not asked.echo:
             return []
         return [self._chunk(choice, {"text": asked.echo, "logprobs": None})]
 
     def chunk(self, said: Said) -> Json | None:
         """The chunk of one event; None where it has none. Log-probabilities go with a chunk of their own."""
-        part = self._completion_part(said.event) if self.kind == "text_completion" else self._chat_part(said.event)
+        part = self._completion_part(said) if self.kind == "text_completion" else self._chat_part(said.event)
         return None if part is None else self._chunk(said.choice, part)
 
     def last(self, usage: Usage) -> Json:
@@ -106,14 +109,14 @@ class Form:
                 return None
         return {"delta": _delta(event), "logprobs": None}
 
-    def _completion_part(self, event: Event) -> Json | None:
-        match event:
+    def _completion_part(self, said: Said) -> Json | None:
+        match said.event:
             case ContentText(text):
                 return {"text": text, "logprobs": None}
             case ReasoningText(text):
                 return {"text": "", "reasoning_content": text, "reasoning": text, "logprobs": None}
             case Logprobs(drawn):
-                return {"text": "", "logprobs": self._legacy_logprobs(drawn)}
+                return {"text": "", "logprobs": self._scored_so_far[said.choice].take(drawn)}
             case Finish(reason):
                 return {"text": "", "logprobs": None, "finish_reason": reason}
         return None
@@ -124,7 +127,7 @@ class Form:
         thought = {"reasoning_content": whole.reasoning, "reasoning": whole.reasoning} if whole.reasoning else {}
         if self.kind == "text_completion":
             if asked.request.logprobs is not None:
-                found["logprobs"] = self._legacy_logprobs(whole.drawn)
+                found["logprobs"] = self._legacy(asked).take(whole.drawn)
             return {**found, "text": asked.echo + (whole.content or ""), **thought}
         calls = {"tool_calls": whole.tool_calls} if whole.tool_calls else {}
         if asked.request.logprobs is not None:
@@ -140,15 +143,8 @@ class Form:
         spelt = self.tokenizer.token_bytes(token)
         return {"token": spelt.decode(errors="replace"), "logprob": logprob, "bytes": list(spelt)}
 
-    def _legacy_logprobs(self, drawn: Sequence[Drawn]) -> Json:
-        def text(token: int) -> str:
-            return self.tokenizer.token_bytes(token).decode(errors="replace")
-
-        return {
-            "tokens": [text(one.token) for one in drawn],
-            "token_logprobs": [one.logprob for one in drawn],
-            "top_logprobs": [{text(token): logprob for token, logprob in one.top} for one in drawn],
-        }
+    def _legacy(self, asked: Asked) -> LegacyLogprobs:
+        return LegacyLogprobs(self.tokenizer, asked.echo_ahead)
 
 
 def _delta(event: Event) -> Json:

@@ -54,13 +54,23 @@ class AnswerEvents:
     """Turns the tokens of one answer into events.
 
     `tools` finds calls in the text; with `logprobs` tokens are told too, without `reasoning` thinking is not. Line
-    breaks around a thought belong to its tags: templates put them back.
+    breaks around a thought belong to its tags: templates put them back. With `first`, the first token of a prompt whose
+    tokens are scored, these are told ahead of the answer's. One that is not `shown` has an end and no text: what was
+    asked for is the prompt.
     """
 
     def __init__(
-        self, text: AnswerText, tools: ToolParser | None = None, *, logprobs: bool = False, reasoning: bool = True
+        self,
+        text: AnswerText,
+        tools: ToolParser | None = None,
+        *,
+        logprobs: bool = False,
+        reasoning: bool = True,
+        first: int | None = None,
+        shown: bool = True,
     ) -> None:
         self._text, self._tools, self._logprobs, self._reasoning = text, tools, logprobs, reasoning
+        self._first, self._shown = first, shown
         self._thought, self._told, self._begun, self._breaks = False, False, False, ""
 
     @property
@@ -68,16 +78,23 @@ class AnswerEvents:
         """Whether a stop string, or the end of the only call, has ended it: the engine may stop."""
         return self._text.stopped is not None or (self._tools is not None and self._tools.complete)
 
-    def push(self, drawn: Sequence[Drawn]) -> list[Event]:
-        """What new tokens say; nothing once it is over."""
+    def push(self, drawn: Sequence[Drawn], prompt: Sequence[Drawn] = ()) -> list[Event]:
+        """What new tokens say; nothing once it is over. `prompt` has the scores of the prompt's behind the first."""
         if self.over or not drawn:
             return []
+        told: list[Event] = []
+        if self._first is not None:
+            told, self._first = [Logprobs((Drawn(self._first), *prompt))], None
+        if not self._shown:
+            return told
         piece = self._text.push(one.token for one in drawn)
-        told: list[Event] = [Logprobs(tuple(drawn[: piece.taken]))] if self._logprobs else []
+        told += [Logprobs(tuple(drawn[: piece.taken]))] if self._logprobs else []
         return told + self._events(piece)
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """What was held back, and the end; `reason` is the engine's."""
+        if not self._shown:
+            return [Finish("length" if reason == "stop" else reason)]
         events = self._events(self._text.finish())
         events += [] if self._tools is None else self._tools.finish()
         calls = 0 if self._tools is None else self._tools.calls

@@ -180,7 +180,7 @@ def _read_on(work: _Work) -> None:
     """Turn new tokens into events; what a stop string has ended goes no further."""
     for number, (answer, reader) in enumerate(zip(work.stream.answers, work.readers, strict=True)):
         new = answer.drawn[work.seen[number] :]
-        work.events[number] += reader.push(new)
+        work.events[number] += reader.push(new, work.stream.prompt)
         work.seen[number] += len(new)
         if reader.over:
             answer.cancel()

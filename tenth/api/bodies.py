@@ -13,6 +13,7 @@ from tenth.api import body_fields as f
 from tenth.api.answer_events import AnswerEvents
 from tenth.api.answer_text import AnswerText, thinking_of
 from tenth.api.fill_in import Gap, gap_prompt
+from tenth.api.legacy_logprobs import characters
 from tenth.api.model import Model
 from tenth.api.options import Settings
 from tenth.api.tool_messages import tool_messages
@@ -74,7 +75,8 @@ class Asked:
     """A request of the API: for the engine, and how its answers become text.
 
     `keep`: its answers may be kept and given again, since they would come out alike, or because the body says so.
-    `bounded`: the body says how long they may be.
+    `bounded`: the body says how long they may be. `echo` is the prompt to be shown, whose tokens spell `echo_ahead`
+    characters more. Not `shown` are answers of no tokens: one is computed.
     """
 
     kind: Kind
@@ -84,6 +86,8 @@ class Asked:
     model: Model = field(repr=False)
     tools: ToolPlan = field(default_factory=ToolPlan)
     echo: str = ""
+    echo_ahead: int = 0
+    shown: bool = True
     stream: bool = False
     include_usage: bool = False
     reasoning: bool = True
@@ -101,8 +105,8 @@ class Asked:
         rules = rules or Rules()
         _check_names(kind, body)
         given = {name: value for name, value in body.items() if value is not None}
-        tools = _tools(model, given, rules)
-        settings = _settings(model, given, tools)
+        tools, shown = _tools(model, given, rules), not _prompt_alone(kind, given)
+        settings = _settings(model, given if shown else {**given, **dict.fromkeys(_LENGTHS, 1)}, tools)
         gap = gap or _gap(model, given)
         prompt = "" if gap is not None else _prompt(kind, given)
         ids = gap.ids if gap is not None else tuple(model.encode(prompt, settings))
@@ -111,9 +115,7 @@ class Asked:
         request = model.request(ids, settings, **_engine_fields(kind, given, rules), thinking=thinking)
         request = _with_calls(request, tools)
         request = replace(request, end_ids=_ends(request, given, gap))
-        echo = ""
-        if kind == "text_completion" and f.flag(given, "echo"):
-            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids, skip_specials=False)
+        echo, ahead = _echo(model, prompt, ids) if _echoes(kind, given) else ("", 0)
         return cls(
             kind,
             request,
@@ -122,6 +124,8 @@ class Asked:
             model,
             tools,
             echo,
+            ahead,
+            shown,
             stream=f.flag(given, "stream"),
             include_usage=_include_usage(given),
             reasoning=f.flag(given, "include_reasoning", True),
@@ -147,7 +151,14 @@ class Asked:
     def _events(self) -> AnswerEvents:
         request = self.request
         text = AnswerText(self.model.tokenizer, self.stops, request.thinking, request.end_ids)
-        return AnswerEvents(text, self.tools.parser(), logprobs=request.logprobs is not None, reasoning=self.reasoning)
+        return AnswerEvents(
+            text,
+            self.tools.parser(),
+            logprobs=request.logprobs is not None,
+            reasoning=self.reasoning,
+            first=None if request.prompt_logprobs is None else request.prompt[0],
+            shown=self.shown,
+        )
 
 
 def _check_names(kind: Kind, body: Mapping[str, Any]) -> None:
@@ -237,7 +248,25 @@ def _engine_fields(kind: Kind, given: Mapping[str, Any], rules: Rules) -> dict[s
     if fields.get("n", 1) > rules.answers:
         raise RequestError(f"n is {fields['n']}, it must lie between 1 and {rules.answers}")
     logprobs = f.chat_logprobs(given) if kind == "chat.completion" else f.whole(given, "logprobs")
+    fields["prompt_logprobs"] = logprobs if _echoes(kind, given) else None  # what is shown is scored
     return {**fields, "grammar": f.grammar(given), "logprobs": logprobs, "logit_bias": f.biases(given)}
+
+
+def _echoes(kind: Kind, given: Mapping[str, Any]) -> bool:
+    return kind == "text_completion" and f.flag(given, "echo")
+
+
+def _prompt_alone(kind: Kind, given: Mapping[str, Any]) -> bool:
+    """Whether the prompt is wanted back and no answer."""
+    lengths = [given[name] for name in _LENGTHS if name in given]
+    return _echoes(kind, given) and bool(lengths) and all(type(length) is int and length == 0 for length in lengths)
+
+
+def _echo(model: Model, prompt: object, ids: Sequence[int]) -> tuple[str, int]:
+    """A prompt as a text, and how many characters its tokens spell beside it."""
+    text = prompt if isinstance(prompt, str) else model.tokenizer.decode(ids, skip_specials=False)
+    spelt = b"".join(map(model.tokenizer.token_bytes, ids))
+    return text, characters(spelt) - len(text)
 
 
 def _ends(request: Request, given: Mapping[str, Any], gap: Gap | None) -> frozenset[int]:

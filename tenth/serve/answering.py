@@ -15,7 +15,7 @@ from tenth.api.answer_body import Form, Usage
 from tenth.api.answer_events import Finish, Said, Whole
 from tenth.api.bodies import Asked, Kind
 from tenth.engine.async_engine import AsyncStream, Update
-from tenth.engine.stream import Answer
+from tenth.engine.stream import Stream
 from tenth.serve.admission import Ticket
 from tenth.serve.guard import caller_of
 from tenth.serve.kept_answer import Told, question_of, told_again
@@ -89,16 +89,16 @@ class Job:
         async for first, stream, update in self._updates():
             if self._meter is not None:
                 self._meter.round(stream, update)
-            found = self._found(first + update.answer, stream.stream.answers[update.answer], update)
+            found = self._found(first + update.answer, stream.stream, update)
             if found:
                 yield found
         if self._flight is not None and (entry := self._told.entry(self.usage())) is not None:
             await self._flight.store(entry)
 
-    def _found(self, choice: int, answer: Answer, update: Update) -> list[Said]:
+    def _found(self, choice: int, stream: Stream, update: Update) -> list[Said]:
         """What an update of an answer tells the client."""
-        events, private = self._events[choice], self._private[choice]
-        found = events.push(update.drawn)
+        events, private, answer = self._events[choice], self._private[choice], stream.answers[update.answer]
+        found = events.push(update.drawn, stream.prompt)
         if update.finish_reason is not None:
             if answer.error is not None:
                 raise answer.error

@@ -31,7 +31,8 @@ def question_of(asked: Sequence[Asked], model: str, privacy: Privacy, tenant: st
             {
                 "kind": one.kind,
                 "stops": list(one.stops),
-                "reasoning": one.reasoning,
+                "reasoning": one.reasoning or one.request.thinking is None,  # all the same where there is none
+                "shown": one.shown,
                 "tools": [one.tools.form, one.tools.most, [asdict(tool) for tool in one.tools.callable]],
             }
             for one in asked
