@@ -139,6 +139,7 @@ class Job:
     def fail(self, problem: HttpProblem) -> None:
         """End it with an error, at the next step."""
         self._problem = self._problem or problem
+        self._record.ending = "timeout" if self._problem.code == "timeout" else "stopping"
         for stream in self._streams:
             stream.close()
 
@@ -296,6 +297,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Re
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            record_of(request.scope).ending = "left"
             raise HttpProblem(499, "the client left", "client_closed_request")
         return task.result()
     finally:

@@ -17,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 from tenth.errors import TenthError
 from tenth.serve.answering import Job, left
 from tenth.serve.problems import HttpProblem, openai_form, problem_of
-from tenth.serve.trace import record_of
+from tenth.serve.trace import Ending, record_of
 
+_GONE: dict[Ending, str] = {"left": "the client left", "unread": "the client does not read"}
 DONE = b"data: [DONE]\n\n"
 ALIVE = b": still at work\n\n"
 log = logging.getLogger("tenth.serve")
@@ -68,7 +69,7 @@ class EventStream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await self._write(send)
         except TimeoutError:
-            record_of(scope).error = "the client does not read"
+            _note(scope, "unread")
         finally:
             self._job.close()
 
@@ -79,7 +80,7 @@ class EventStream(Response):
             tasks += [asyncio.create_task(one) for one in (self._write(send), left(receive), self._beat(send))]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not tasks[0].done():
-                record_of(scope).error = "the client left" if tasks[1].done() else "the client does not read"
+                _note(scope, "left" if tasks[1].done() else "unread")
         finally:
             self._job.close()
             for task in tasks:
@@ -112,9 +113,17 @@ class EventStream(Response):
             elif self._sending:
                 return
             else:
-                await self._send(send, self._alive)
+                try:
+                    async with asyncio.timeout(options.send_seconds):
+                        await self._send(send, self._alive)
+                except TimeoutError:
+                    return
 
     async def _send(self, send: Send, frame: bytes) -> None:
         self._last, self._sending = time.monotonic(), True
         await send({"type": "http.response.body", "body": frame, "more_body": True})
         self._last, self._sending = time.monotonic(), False
+
+
+def _note(scope: Scope, ending: Ending) -> None:
+    record_of(scope).ending, record_of(scope).error = ending, _GONE[ending]

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,15 +20,22 @@ _ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 _QUIET = ("/health", "/ready")  # asked every few seconds
 log = logging.getLogger("tenth.serve.access")
 
+Ending = Literal["left", "unread", "timeout", "stopping", "error"]
+"""Why an answer has no end of its own: its client left, or took nothing, its time was up, the server stopped, or failed."""
+
 
 @dataclass(slots=True)
 class Record:
-    """What the log says of a request; `cache`, whether its answer had been kept, is a header of the answer too."""
+    """What the log says of a request; `cache`, whether its answer had been kept, is a header of the answer too.
+
+    `reasons` are those of answers that came to their end, `ending` is why others did not.
+    """
 
     id: str
     status: int = 0
     usage: Usage | None = None
     reasons: list[str] = field(default_factory=list)
+    ending: Ending = "error"
     error: str | None = None
     prompt: str | None = None
     code: str | None = None
@@ -112,7 +120,7 @@ def _write(scope: Scope, record: Record, seconds: float) -> None:
     if record.usage is not None:
         usage = record.usage
         fields |= {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "cached_tokens": usage.cached}
-        fields["finish_reason"] = ",".join(record.reasons) or "left"
+        fields["finish_reason"] = ",".join(record.reasons) or record.ending
     fields |= {
         name: value for name in ("key", "cache", "error", "prompt") if (value := getattr(record, name)) is not None
     }

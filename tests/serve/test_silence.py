@@ -88,9 +88,71 @@ def test_a_client_that_takes_nothing_frees_what_it_held(caplog: pytest.LogCaptur
             assert (len(service.jobs), service.admission.answers, service.admission.tokens) == (0, 0, 0)
             while service.engine.engine.busy:
                 await asyncio.sleep(0.01)
-            assert caplog.records[-1].fields["error"] == "the client does not read"  # type: ignore[attr-defined]
+            fields = caplog.records[-1].fields  # type: ignore[attr-defined]
+            assert (fields["error"], fields["finish_reason"]) == ("the client does not read", "unread")
 
     within(60, work())
+
+
+def test_a_sign_of_life_that_nobody_takes_ends_the_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """The model says nothing for longer than a client may take nothing."""
+
+    async def never(count: int) -> None:
+        if count > 1:
+            await asyncio.Event().wait()
+
+    def silent(text: str) -> str | None:
+        if "go on" in text:
+            time.sleep(3 * SILENT)
+        return "fine"
+
+    async def work() -> None:
+        options = ServeOptions(send_seconds=0.2, heartbeat_seconds=BEAT)
+        async with serving(scripted(silent), options) as (service, client):
+            start = time.monotonic()
+            with caplog.at_level(logging.INFO, "tenth.serve.access"):
+                sent, _ = await stalling(service, client, never)
+            assert 0.2 <= time.monotonic() - start < 2 * SILENT
+            assert [message.get("body") for message in sent] == [None, b": still at work\n\n"]
+            assert caplog.records[-1].fields["finish_reason"] == "unread"  # type: ignore[attr-defined]
+            assert not service.jobs
+
+    within(20, work())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("why", ["left", "timeout", "stopping"])
+def test_why_an_answer_has_no_end_is_in_the_log(why: str, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Only a client that left has left."""
+    options = ServeOptions(request_seconds=0.3 if why == "timeout" else 60.0)
+    raw = json.dumps({"messages": [{"role": "user", "content": "go"}], "temperature": 0, "stream": stream}).encode()
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+
+    async def work() -> None:
+        model = scripted(lambda _: "word " * 30_000, context=32_768)
+        async with serving(model, options, pages=2100) as (service, client):
+            bodies = [raw]
+
+            async def receive() -> Any:
+                if bodies:
+                    return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+                while not service.jobs:
+                    await asyncio.sleep(0.01)
+                if why == "stopping":
+                    service.stop()
+                if why != "left":
+                    await asyncio.Event().wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                pass
+
+            with caplog.at_level(logging.INFO, "tenth.serve.access"):
+                await client._transport.app(scope, receive, send)  # type: ignore[attr-defined]
+            assert caplog.records[-1].fields["finish_reason"] == why  # type: ignore[attr-defined]
+
+    within(30, work())
 
 
 def test_a_client_that_is_only_slow_gets_all() -> None:
