@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 ANONYMOUS = "anonymous"
 _CALLER = "tenth.caller"
 _UNCOUNTED = ("GET", "HEAD", "OPTIONS")
-_POLICY_VIOLATION = 1008  # RFC 6455; before a websocket is accepted, servers make HTTP 403 of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +97,14 @@ class Guard:
             scope[_CALLER] = Caller(ANONYMOUS, ANONYMOUS, Lease.free(ANONYMOUS))
             await self._app(scope, receive, send)
         else:
-            record_of(scope).code = "invalid_api_key"
-            await _refuse(scope, receive, send, 401, [(b"www-authenticate", b"Bearer")], _no_key(scope["path"]))
+            record_of(scope).code, record_of(scope).error = "invalid_api_key", "no valid key"
+            await _refuse(send, 401, [(b"www-authenticate", b"Bearer")], _no_key(scope["path"]))
 
     async def _limited(self, key: Key, limiter: Limiter, scope: Scope, receive: Receive, send: Send) -> None:
         name, limits = key.name, key.limits
-        counted = scope["type"] == "websocket" or scope["method"] not in _UNCOUNTED
+        counted = scope["method"] not in _UNCOUNTED
+        record = record_of(scope)
+        record.key = name
         begun = False
 
         async def watched(message: Message) -> None:
@@ -116,19 +117,20 @@ class Guard:
         lease = None
         try:
             lease = limiter.begin(name, limits if counted else Limits())
-            scope[_CALLER], record_of(scope).key = Caller(name, key.sha256, lease), name
+            scope[_CALLER] = Caller(name, key.sha256, lease)
             await self._app(scope, receive, watched)
         except LimitReached as reached:
             if begun:
                 raise
-            record_of(scope).code = reached.limit
+            record.code, record.error = reached.limit, str(reached)
             status, headers, body = limit_answer(scope["path"], reached, limiter.standing(name, limits))
-            await _refuse(scope, receive, send, status, headers, body)
+            await _refuse(send, status, headers, body)
         except MachineError as error:
             if lease is not None:
                 raise
             log.error("%s", error)  # without books there are no limits, and so nobody whom they bind
-            await _refuse(scope, receive, send, 503, [(b"retry-after", b"5")], _no_books(scope["path"]))
+            record.error = "what the key uses cannot be written down"
+            await _refuse(send, 503, [(b"retry-after", b"5")], _no_books(scope["path"]))
         finally:
             if lease is not None:
                 lease.close()
@@ -180,7 +182,7 @@ def limit_handler(request: Request, reached: Exception) -> Response:
     from starlette.responses import Response
 
     assert isinstance(reached, LimitReached)
-    record_of(request.scope).code = reached.limit
+    record_of(request.scope).code, record_of(request.scope).error = reached.limit, str(reached)
     status, headers, body = limit_answer(request.url.path, reached, Standing())  # the guard adds how the key stands
     return Response(body, status, {name.decode(): value.decode() for name, value in headers}, "application/json")
 
@@ -210,14 +212,7 @@ def _span(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, headers: Headers, body: bytes) -> None:
-    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
-        await receive()  # the handshake
-        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "no valid key, or a limit"})
-        return
-    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-    if scope["type"] == "websocket":
-        await receive()
+async def _refuse(send: Send, status: int, headers: Headers, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": f"{kind}.start", "status": status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

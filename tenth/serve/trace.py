@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +21,7 @@ _QUIET = ("/health", "/ready")  # asked every few seconds
 log = logging.getLogger("tenth.serve.access")
 
 Ending = Literal["left", "unread", "timeout", "stopping", "error"]
-"""Why an answer has no end of its own: its client left, or took nothing, its time was up, the server stopped, or failed."""
+"""Why an answer has no end of its own: its client left, or took nothing, time was up, the server stopped or failed."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Trace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(scope))
+        record = Record(request_id(scope["headers"]))
         scope.setdefault("state", {})["record"] = record
         whole = False
 
@@ -71,7 +71,7 @@ class Trace:
             whole = whole or (message["type"] == "http.response.body" and not message.get("more_body", False))
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
+                message["headers"] = [*message.get("headers", ()), *id_headers(scope["path"], record.id)]
                 if record.cache is not None:
                     message["headers"].append((b"x-tenth-cache", record.cache.encode()))
             await send(message)
@@ -98,10 +98,16 @@ async def _fail(scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def _request_id(scope: Scope) -> str:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The client's own where it is a plain word, else a new one."""
-    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+    given = next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), "")
     return given if _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def id_headers(path: str, name: str) -> list[tuple[bytes, bytes]]:
+    """A request's id as headers of its answer: clients of Anthropic's look for a name of their own."""
+    names = [b"x-request-id", b"request-id"] if path.startswith("/v1/messages") else [b"x-request-id"]
+    return [(header, name.encode()) for header in names]
 
 
 def _write(scope: Scope, record: Record, seconds: float) -> None:

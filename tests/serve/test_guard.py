@@ -13,9 +13,8 @@ pytest.importorskip("starlette")
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tenth.serve.guard import Guard, PublicPaths, caller_of, limit_handler
 from tenth.serve.keys import Keys, new_key
@@ -52,16 +51,9 @@ async def answer(request: Request) -> Response:
     return StreamingResponse(pieces())
 
 
-async def socket(websocket: WebSocket) -> None:
-    await websocket.accept()
-    await websocket.send_text(caller_of(websocket.scope).name)
-    await websocket.close()
-
-
 ROUTES = [
     Route("/v1/chat/completions", answer, methods=["POST"]),
     Route("/v1/messages", answer, methods=["POST"]),
-    WebSocketRoute("/v1/realtime", socket),
     Mount("/sub", routes=[Route("/health", everything)]),
     Route("/{rest:path}", everything, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]),
 ]
@@ -129,6 +121,7 @@ def test_a_path_below_a_prefix_of_the_proxy(limiter: Limiter) -> None:
     assert status(limiter, {"path": "/ours/health", "raw_path": b"/ours/health", "root_path": "/ours"}) == 200
     assert status(limiter, {"path": "/ours/v1", "raw_path": b"/ours/v1", "root_path": "/ours"}) == 401
     assert status(limiter, {"path": "/static/\udcff", "raw_path": b"/static/%ff"}) == 401
+    assert status(limiter, {"path": "/health", "type": "websocket"}) == 401
 
 
 def status(limiter: Limiter, scope: dict[str, Any]) -> int:
@@ -188,14 +181,6 @@ def test_right_keys(guarded: TestClient, headers: dict[str, str]) -> None:
 def test_anthropic_is_answered_in_its_form(guarded: TestClient) -> None:
     body = guarded.post("/v1/messages/count_tokens").json()
     assert (body["type"], body["error"]["type"]) == ("error", "authentication_error")
-
-
-def test_websockets(guarded: TestClient) -> None:
-    for path in ("/v1/realtime", "/health", "/nothing"):
-        with pytest.raises(WebSocketDisconnect), guarded.websocket_connect(path):
-            pass
-    with guarded.websocket_connect("/v1/realtime", headers=BEARER) as opened:
-        assert opened.receive_text() == "default"
 
 
 def test_without_keys_all_are_let_in(limiter: Limiter) -> None:

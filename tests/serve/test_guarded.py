@@ -87,6 +87,29 @@ def test_every_path_but_two_needs_a_key(tmp_path: Path, caplog: pytest.LogCaptur
     assert not any("sk-tenth" in json.dumps(line) for line in lines)
 
 
+def test_refusals_are_logged_with_the_name_of_the_key_and_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tenth")
+    path, headers = keyed(tmp_path, requests_per_minute=1, tokens_per_minute=1500)
+    wrong = {"authorization": "Bearer sk-tenth-which-is-not-one"}
+
+    async def work() -> None:
+        async with guarded(tmp_path, keys=path) as (_, client):
+            large = ask("Hallo", max_tokens=2000)
+            for who, body in ((headers["alice"], ask("Hallo")),) * 2 + ((headers["bob"], large), (wrong, large)):
+                await client.post(CHAT, json=body, headers=who)
+
+    within(60, work())
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.message == "request"]
+    found = [(line["status"], line.get("key"), line.get("error")) for line in lines]
+    assert found[0] == (200, "alice", None)
+    assert found[1][:2] == (429, "alice")
+    assert "requests" in found[1][2]
+    assert found[2][:2] == (429, "bob")
+    assert "tokens" in found[2][2]
+    assert found[3] == (401, None, "no valid key")
+    assert "sk-tenth" not in json.dumps(lines)
+
+
 def test_keys_do_not_share_the_prefix_cache(tmp_path: Path) -> None:
     path, headers = keyed(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -77,7 +78,48 @@ def test_a_head_that_does_not_come(hurried: float, connection: socket.socket, pa
     head, _, body = found.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in head
-    assert json.loads(body)["error"]["message"] == "the request did not come within 0.3 seconds"
+    error = json.loads(body)["error"]
+    assert (error["message"], error["code"]) == ("the request did not come within 0.3 seconds", "timeout")
+
+
+LARGE = b"x: " + b"a" * 70_000
+REFUSED = {
+    "late": (b"x-request-id: mine\r\nx-half: ", 408, "the request did not come", "mine"),
+    "large": (LARGE, 431, "headers are larger", None),
+    "no HTTP": (b"x-request-id: mine\r\na: b\r\nc: d\r\nwrong\r\n\r\n", 400, "no request of HTTP/1.1", "mine"),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages?beta=true", "/v1/chat/completions"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_ahead_of_the_routes_has_the_form_of_its_api_and_an_id(
+    hurried: float, connection: socket.socket, path: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tenth.serve.access")
+    part, status, words, name = REFUSED[what]
+    connection.sendall(f"POST {path} HTTP/1.1\r\nhost: a\r\n".encode() + part)
+    head, _, body = rest(connection).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ") for line in lines[1:])
+    assert lines[0].startswith(f"HTTP/1.1 {status} ")
+    assert (headers["content-type"], headers["connection"]) == ("application/json", "close")
+    assert int(headers["content-length"]) == len(body)
+    assert headers["x-request-id"] == (name or headers["x-request-id"])
+    error = json.loads(body)
+    anthropic = path.startswith("/v1/messages")
+    assert error.get("type") == ("error" if anthropic else None)
+    assert headers.get("request-id") == (headers["x-request-id"] if anthropic else None)
+    assert words in error["error"]["message"]
+    assert error["error"]["type"] == "invalid_request_error"
+    fields = caplog.records[-1].fields  # type: ignore[attr-defined]
+    assert (fields["request_id"], fields["status"]) == (headers["x-request-id"], status)
+
+
+def test_what_is_no_http_at_all(connection: socket.socket) -> None:
+    connection.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
+    head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
 def test_bytes_that_trickle_do_not_win_time(hurried: float, connection: socket.socket) -> None:
