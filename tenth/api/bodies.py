@@ -14,6 +14,7 @@ from tenth.api.answer_events import AnswerEvents
 from tenth.api.answer_text import AnswerText, thinking_of
 from tenth.api.fill_in import Gap, gap_prompt
 from tenth.api.legacy_logprobs import characters
+from tenth.api.message_fields import check_messages
 from tenth.api.model import Model
 from tenth.api.options import Settings
 from tenth.api.tool_messages import tool_messages
@@ -108,7 +109,7 @@ class Asked:
         tools, shown = _tools(model, given, rules), not _prompt_alone(kind, given)
         settings = _settings(model, given if shown else {**given, **dict.fromkeys(_LENGTHS, 1)}, tools)
         gap = gap or _gap(model, given)
-        prompt = "" if gap is not None else _prompt(kind, given)
+        prompt = "" if gap is not None else _prompt(model, kind, given)
         ids = gap.ids if gap is not None else tuple(model.encode(prompt, settings))
         settings = replace(settings, max_tokens=_room(model, kind, given, rules, len(ids), settings))
         thinking = None if gap is not None else _thinking(model, ids, given)
@@ -218,7 +219,7 @@ def _source(kind: Kind) -> str:
     return "messages" if kind == "chat.completion" else "prompt"
 
 
-def _prompt(kind: Kind, given: Mapping[str, Any]) -> Any:
+def _prompt(model: Model, kind: Kind, given: Mapping[str, Any]) -> Any:
     name = _source(kind)
     if name not in given:
         raise RequestError(f"{name} is missing: a {kind} needs it")
@@ -230,6 +231,7 @@ def _prompt(kind: Kind, given: Mapping[str, Any]) -> Any:
     if kind == "chat.completion" and not all(isinstance(message, Mapping) for message in value):
         raise RequestError('messages must be a list of objects {"role": ..., "content": ...}')
     if kind == "chat.completion":
+        check_messages(value, None if model.template is None else model.template.source)
         return tool_messages(value)
     chat = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
     if kind == "text_completion" and (chat or not isinstance(value, str | list)):

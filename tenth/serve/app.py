@@ -32,6 +32,8 @@ ROUTERS = (
     profile.router,
 )
 _METHODS = ["GET", "POST", "OPTIONS"]
+_RATES = [f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]
+_EXPOSED = ["x-request-id", "request-id", "x-tenth-cache", "retry-after", *_RATES]  # to scripts of pages
 _ABOUT = "Language models behind the APIs of OpenAI and others. Every answer has an x-request-id."
 
 
@@ -52,7 +54,9 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(Exception, _unforeseen)
     wrapped: ASGIApp = Guard(app, service.guards.keys, service.guards.limiter)
     if service.options.origins:
-        wrapped = CORSMiddleware(wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"])
+        wrapped = CORSMiddleware(
+            wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED
+        )
     if service.options.hosts is not None:
         wrapped = KnownHosts(wrapped, service.options.hosts)
     return Trace(wrapped, None if service.meter is None else service.meter.answered)

@@ -90,7 +90,11 @@ def _read(model: Model, body: Mapping[str, Any], context: int | None) -> _Asked:
         if name not in _KNOWN:
             raise RequestError(f"no field here is named {name!r:.40} (there are: {', '.join(sorted(_KNOWN))})")
     given = {name: value for name, value in body.items() if value is not None}
-    texts = f.several(given.get("input"))
+    if "input" not in given:
+        raise RequestError("input is missing: a text, a list of texts, or of lists of token ids must be there")
+    if given["input"] == []:
+        raise RequestError("input is empty, it must hold at least one text")
+    texts = f.several(given["input"])
     if len(texts) > _MOST:
         raise RequestError(f"input holds {len(texts)} texts, there may be {_MOST}")
     pooling, form = given.get("pooling", "last"), given.get("encoding_format", "float")

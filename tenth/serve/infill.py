@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -33,6 +34,13 @@ _OWN = {"input_prefix", "input_suffix", "input_extra", "prompt", "n_predict", "r
 # wishes about how llama.cpp works, without a meaning here
 _HINTS = set("id_slot cache_prompt samplers n_indent t_max_prompt_ms t_max_predict_ms n_probs n_cmpl".split())
 
+# as a completion's body says it, and an infill's
+_NAMES = (
+    ("suffix", "input_suffix"),
+    ("repetition_penalty", "repeat_penalty"),
+    ("prompt has", "input_prefix, input_suffix and input_extra have"),
+)
+
 
 @router.post("/infill", **described("infill"))
 async def infill(request: Request) -> Response:
@@ -40,7 +48,10 @@ async def infill(request: Request) -> Response:
     began = time.perf_counter()
     service, body = service_of(request), await read_body(request)
     service.check(body)
-    asked = await service.apart(lambda: _read(service, body))
+    try:
+        asked = await service.apart(lambda: _read(service, body))
+    except RequestError as error:
+        raise type(error)(_in_their_words(str(error))) from None
     job = await start(request, Reading([asked]))
     if asked.stream:
         return EventStream(request, job, _frames(job, body, began), failed=_failed)
@@ -96,6 +107,14 @@ def _chosen(body: Json, found: Json) -> Json:
         if value is not None:
             chosen[name] = value
     return chosen
+
+
+def _in_their_words(message: str) -> str:
+    """What is wrong, with the name that the field has here."""
+    for ours, theirs in _NAMES:
+        if re.match(rf"{ours}[: ]", message):
+            return theirs + message.removeprefix(ours)
+    return message
 
 
 def _read(service: Service, body: Mapping[str, Any]) -> Asked:

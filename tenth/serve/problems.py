@@ -63,9 +63,9 @@ def unforeseen() -> HttpProblem:
 
 
 def _field(message: str, body: Mapping[str, Any] | None) -> str | None:
-    """The field that a message begins with, as all messages about a field do."""
-    first = re.match(r"[a-z_]+", message)
-    return first.group() if first is not None and first.group() in (body or {}) else None
+    """The field that a message begins with, as all messages about a field do; one that is missing says so."""
+    first = re.match(r"([a-z_]+)( is missing)?", message)
+    return first[1] if first is not None and (first[2] or first[1] in (body or {})) else None
 
 
 def openai_form(problem: HttpProblem) -> Json:

@@ -115,6 +115,6 @@ class BoundedProtocol(HttpToolsProtocol):
         headers = [*_HEADERS, (b"content-length", str(len(body)).encode()), *id_headers(path, name)]
         head = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}".encode()]
         self.transport.write(b"\r\n".join([*head, *(b": ".join(pair) for pair in headers), b"", body]))
-        fields = {"request_id": name, "client": (self.client or ("-",))[0], "path": path[:200]}
+        fields: dict[str, object] = {"request_id": name, "client": (self.client or ("-",))[0], "path": path[:200]}
         fields |= {"status": problem.status, "error": problem.message}
         log.info("request", extra={"fields": fields})

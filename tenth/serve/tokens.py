@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tenth.api import body_fields as f
+from tenth.api.message_fields import check_messages
 from tenth.api.model import Model
 from tenth.errors import RequestError
 from tenth.serve.body import read_body
@@ -43,6 +44,8 @@ async def detokenize(request: Request) -> Response:
     service, body = service_of(request), await read_body(request)
     service.check(body)
     _check_names(body, _DETOKENIZE)
+    if body.get("tokens") is None:
+        raise RequestError("tokens is missing: a list of token ids must be there")
     ids = f.ids(body, "tokens")
     text = await service.apart(lambda: service.model.tokenizer.decode(ids, skip_specials=False))
     return JSONResponse({"prompt": text, "content": text})
@@ -54,9 +57,12 @@ def _ids(model: Model, body: Mapping[str, Any]) -> list[int]:
     if "messages" in given:
         if model.template is None:
             raise RequestError("messages: the model has no chat template")
+        for flag in ("add_special_tokens", "add_special"):
+            if f.flag(given, flag):
+                raise RequestError(f"{flag} goes with a text: a chat's special tokens are those of its template")
         return model.template.encode(
             model.tokenizer,
-            given["messages"],
+            _messages(given["messages"], model.template.source),
             tools=given.get("tools"),
             add_generation_prompt=f.flag(given, "add_generation_prompt", True),
             arguments=f.template_arguments(given),
@@ -66,6 +72,12 @@ def _ids(model: Model, body: Mapping[str, Any]) -> list[int]:
         raise RequestError("prompt is missing: a text, or messages, must be there")
     begin = f.flag(given, "add_special" if name == "content" else "add_special_tokens", name == "prompt")
     return model.tokenizer.encode(f.text(given, name), begin=begin)
+
+
+def _messages(messages: Any, template: str) -> Any:
+    if isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages):
+        check_messages(messages, template)
+    return messages  # what else is wrong is for the template to say
 
 
 def _check_names(body: Mapping[str, Any], known: set[str]) -> None:

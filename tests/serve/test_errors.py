@@ -20,7 +20,7 @@ def words(text: str) -> str | None:
 
 
 BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
-    (CHAT, {}, 400, "messages is missing", None),
+    (CHAT, {}, 400, "messages is missing", "messages"),
     (CHAT, {"messages": "Hi"}, 400, "messages must be a list", "messages"),
     (CHAT, {"messages": []}, 400, "at least one message", "messages"),
     (CHAT, {"messages": [1]}, 400, "messages must be a list of objects", "messages"),
@@ -62,6 +62,28 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (CHAT, {"messages": MESSAGES, "tool_choice": "required"}, 400, "no tools", "tool_choice"),
     (CHAT, {"messages": MESSAGES, "model": 7}, 400, "must be a text", "model"),
     (CHAT, {"messages": MESSAGES, "model": "other"}, 404, "not served here", "model"),
+    (CHAT, {"messages": [{"role": "usre", "content": "Hi"}]}, 400, "[0].role is 'usre', it must be one of", "messages"),
+    (CHAT, {"messages": [{"content": "Hi"}]}, 400, "messages[0].role is missing, it must be one of sys", "messages"),
+    (
+        CHAT,
+        {"messages": [*MESSAGES, {"role": "user", "cnotent": "x", "content": ""}]},
+        400,
+        "mean content?",
+        "messages",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "x", "audio": {"id": "a"}}]},
+        400,
+        "audio must be null",
+        "messages",
+    ),
+    ("/tokenize", {"messages": [{"role": "usre", "content": "Hi"}]}, 400, "messages[0].role is 'usre'", "messages"),
+    ("/tokenize", {"messages": [{"role": "user", "content": "Hi", "x": 1}]}, 400, "messages[0] has 'x'", "messages"),
+    ("/tokenize", {"messages": MESSAGES, "add_special_tokens": True}, 400, "goes with a text", "add_special_tokens"),
+    ("/tokenize", {}, 400, "prompt is missing", "prompt"),
+    ("/detokenize", {}, 400, "tokens is missing", "tokens"),
+    ("/v1/completions", {}, 400, "prompt is missing", "prompt"),
     ("/v1/completions", {"prompt": ""}, 400, "the prompt is empty", None),
     ("/v1/completions", {"prompt": []}, 400, "the prompt is empty", None),
     ("/v1/completions", {"prompt": [[]]}, 400, "the prompt is empty", None),
@@ -74,6 +96,8 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("/v1/completions", {"prompt": "a", "logprobs": 65}, 400, "between 0 and 64", "logprobs"),
     ("/v1/completions", {"prompt": "a", "suffix": "b", "echo": True}, 400, "echo does not go", "echo"),
     ("/infill", {"input_prefix": 1, "input_suffix": ""}, 400, "must be a text", "input_prefix"),
+    ("/infill", {"input_prefix": "a" * 3000}, 400, "input_prefix, input_suffix and input_extra have", "input_prefix"),
+    ("/infill", {"input_prefix": "", "repeat_penalty": 0}, 400, "repeat_penalty", "repeat_penalty"),
     ("/v1/responses", {"input": []}, 400, "at least one item", "input"),
     (
         "/v1/responses",
@@ -90,7 +114,9 @@ BAD: list[tuple[str, dict[str, Any], int, str, str | None]] = [
         "'input_image'",
         "input",
     ),
-    ("/v1/embeddings", {"input": []}, 400, "input", "input"),
+    ("/v1/embeddings", {"input": []}, 400, "input is empty, it must hold at least one text", "input"),
+    ("/v1/embeddings", {}, 400, "input is missing", "input"),
+    ("/v1/embeddings", {"input": ["a", ""]}, 400, "each text must have between 1 and 256 tokens", "input"),
     ("/v1/embeddings", {"input": "a", "dimensions": 5}, 400, "vectors have 2", "dimensions"),
     ("/tokenize", {"prompt": 7}, 400, "must be a text", "prompt"),
     ("/detokenize", {"tokens": ["a"]}, 400, "list of token ids", "tokens"),
@@ -225,5 +251,59 @@ def test_pages_of_others_are_kept_out_unless_allowed(origins: tuple[str, ...]) -
             assert ("access-control-allow-origin" in answer.headers) == bool(origins)
             other = await client.get("/v1/models", headers={"origin": "https://other.example"})
             assert "access-control-allow-origin" not in other.headers
+
+    within(60, work())
+
+
+def test_messages_that_real_clients_send_back() -> None:
+    """As `openai` and other clients dump an answer, with marks for caches and words for other servers."""
+    from openai.types.chat import ChatCompletionMessage
+
+    answer = ChatCompletionMessage(role="assistant", content="fine", annotations=[]).model_dump()
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    messages = [
+        {"role": "system", "content": "Be brief.", "name": "rules", "cache_control": {"type": "ephemeral"}},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [part], "name": "ann"},
+        answer | {"audio": None, "function_call": None, "images": [], "refusal": None, "anything": None},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "a", "reasoning": "a"},
+        {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "1"},
+        {"role": "assistant", "content": "1", "provider_specific_fields": {}, "thinking_blocks": [{"type": "a"}]},
+        {"role": "user", "content": "Hi"},
+    ]
+
+    async def work() -> None:
+        async with serving(scripted(words)) as (_, client):
+            said = await client.post(CHAT, json={"messages": messages, "temperature": 0, "enable_thinking": False})
+            assert said.status_code == 200, said.text
+        own = "{% for m in messages %}{% if m.role == 'critic' %}{{ m.mood }}{% endif %}{% endfor %}Hi"
+        async with serving(scripted(words, template=own)) as (_, client):
+            critic = {"role": "critic", "content": "", "mood": "sour"}
+            answers = [await client.post(CHAT, json={"messages": [one]}) for one in (critic, critic | {"mod": 1})]
+            assert [one.status_code for one in answers] == [200, 400]
+            assert "messages[0] has 'mod'" in answers[1].json()["error"]["message"]
+
+    within(60, work())
+
+
+def test_a_page_may_see_what_the_server_says_in_headers() -> None:
+    async def work() -> None:
+        async with serving(scripted(words), ServeOptions(origins=("https://a.example",))) as (_, client):
+            answer = await client.get("/v1/models", headers={"origin": "https://a.example"})
+            exposed = answer.headers["access-control-expose-headers"].split(", ")
+            assert {"x-request-id", "x-tenth-cache", "retry-after", "x-ratelimit-remaining-tokens"} <= {*exposed}
+
+    within(60, work())
+
+
+def test_messages_have_the_id_under_both_names() -> None:
+    async def work() -> None:
+        async with serving(scripted(words)) as (_, client):
+            for path, both in (("/v1/messages", True), (CHAT, False)):
+                answer = await client.post(path, json={}, headers={"x-request-id": "mine"})
+                assert answer.headers["x-request-id"] == "mine"
+                assert answer.headers.get("request-id") == ("mine" if both else None)
 
     within(60, work())

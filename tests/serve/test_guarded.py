@@ -22,6 +22,7 @@ from tenth.serve.logs import JsonLines
 from tenth.serve.privacy import Privacy
 from tenth.serve.readings import Reading, Readings
 from tenth.serve.service import ServeOptions
+from tests.api.tiny import tiny_model
 from tests.serve.served import scripted, serving, within
 from tests.serve.test_chat import ask, echo, events
 
@@ -605,3 +606,24 @@ def test_a_turn_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
                 assert (await asyncio.wait_for(client.post(CHAT, json=asked), 20)).status_code == 200
 
     within(90, work())
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_what_a_chat_has_kept_serves_messages_unless_thoughts_are_left_out(tmp_path: Path, thinks: bool) -> None:
+    model = scripted(echo) if thinks else tiny_model(tmp_path)
+
+    async def work() -> None:
+        with open_guards(GuardOptions(state=tmp_path, cache="on")) as guards:
+            async with serving(model, guards=guards) as (_, client):
+                said = ask("Hallo", max_tokens=8, temperature=0)
+                chat = await client.post(CHAT, json=said | {"enable_thinking": False})
+                message = await client.post(
+                    MESSAGES, json={k: said[k] for k in ("messages", "max_tokens", "temperature")}
+                )
+                assert message.status_code == 200, message.text
+                assert chat.headers["x-tenth-cache"] == "miss"
+                assert message.headers["x-tenth-cache"] == ("miss" if thinks else "hit")
+                text = "".join(block["text"] for block in message.json()["content"])
+                assert text == chat.json()["choices"][0]["message"]["content"]
+
+    within(60, work())

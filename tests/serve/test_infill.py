@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.api.tiny import tiny_model
 from tests.serve.served import scripted, serving, within
 from tests.serve.test_chat import events
 
@@ -79,5 +81,17 @@ def test_only_the_fields_that_were_asked_for() -> None:
             found = await filled(client, response_fields=names)
             assert set(found) == {"content", "timings/prompt_n", "stop"}
             assert (found["content"], found["stop"]) == (FILLED, True)
+
+    within(30, work())
+
+
+def test_a_model_without_tokens_for_gaps_says_so_in_the_words_that_were_sent(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tiny_model(tmp_path)) as (_, client):
+            for path, field in (("/infill", "input_suffix"), ("/v1/completions", "suffix")):
+                body = {"prompt": "a", field: "b"}
+                error = (await client.post(path, json=body)).json()["error"]
+                assert error["message"].startswith(f"{field}: the model has no tokens for fill-in-the-middle")
+                assert error["param"] == field
 
     within(30, work())
