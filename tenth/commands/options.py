@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -17,11 +18,11 @@ _SAMPLING = "Sampling"
 _MODEL = "Model"
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as 8GB; RequestError for anything else."""
+def size(option: str, text: str) -> int:
+    """Bytes of an option's size such as 8GB; RequestError for anything else."""
     from tenth.weights.budget import memory_bytes
 
-    return memory_bytes(text)
+    return memory_bytes(text, option)
 
 
 def limit_of(expert_mass: float | None, max_experts: int | None) -> ExpertLimit | None:
@@ -90,7 +91,7 @@ Memory = Annotated[
         "--memory",
         metavar="SIZE",
         help="What a packed model may take, such as 8GB: experts beyond it stay on disk.",
-        callback=judged(size),
+        callback=judged(partial(size, "--memory")),
         rich_help_panel=_MODEL,
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +50,13 @@ def _host_names(names: list[str]) -> None:
         checked_hosts("", names)
 
 
+def _origins(origins: list[str]) -> None:
+    with suppress(ImportError):
+        from tenth.serve.hosts import check_origins
+
+        check_origins(origins)
+
+
 def command(
     model: o.ModelName = "default",
     config: Annotated[
@@ -80,6 +88,7 @@ def command(
         typer.Option(
             "--allow-origin",
             help="Let pages of this origin call the server (may be given several times; * is any).",
+            callback=judged(_origins),
             show_default="none",
             rich_help_panel=_SERVER,
         ),
@@ -158,7 +167,7 @@ def command(
             "--kv-memory",
             metavar="SIZE",
             help="What keys and values may take, such as 2GB.",
-            callback=judged(o.size),
+            callback=judged(partial(o.size, "--kv-memory")),
             show_default="16,384 tokens a sequence, at most a quarter of the free memory",
             rich_help_panel=_LIMITS,
         ),
@@ -172,7 +181,11 @@ def command(
     max_body: Annotated[
         str,
         typer.Option(
-            "--max-body", metavar="SIZE", help="Of a request's body.", callback=judged(o.size), rich_help_panel=_LIMITS
+            "--max-body",
+            metavar="SIZE",
+            help="Of a request's body.",
+            callback=judged(partial(o.size, "--max-body")),
+            rich_help_panel=_LIMITS,
         ),
     ] = "16MB",
     timeout: Annotated[
@@ -229,7 +242,7 @@ def command(
             "--response-cache-size",
             metavar="SIZE",
             help="Of the file.",
-            callback=judged(o.size),
+            callback=judged(partial(o.size, "--response-cache-size")),
             rich_help_panel=_GUARDS,
         ),
     ] = "1GB",
@@ -264,7 +277,7 @@ def command(
     expert_mass: o.ExpertMass = None,
     max_experts: o.MaxExperts = None,
 ) -> None:
-    """Serve a model over HTTP: the APIs of OpenAI, on one engine."""
+    """Serve a model over HTTP: the APIs of OpenAI and Anthropic, on one engine."""
     import os
     from dataclasses import replace
 
@@ -284,14 +297,14 @@ def command(
 
     limit = o.limit_of(expert_mass, max_experts)
     kept = checked_kv("bf16" if kv == "auto" else kv)
-    room = None if kv_memory is None else o.size(kv_memory)
+    room = None if kv_memory is None else o.size("--kv-memory", kv_memory)
     source = None if chat_template is None else read_text(chat_template)
     options = ServeOptions(
         names=tuple(served_model_name or [model]),
         tool_form=tool_call_parser,
         context=max_model_len,
         queue=max_queue,
-        body_bytes=o.size(max_body),
+        body_bytes=o.size("--max-body", max_body),
         request_seconds=timeout,
         drain_seconds=drain,
         origins=tuple(allow_origin or ()),
@@ -310,7 +323,7 @@ def command(
         shared = {"dtype": dtype, "device": device, "backend": backend, "threads": threads}
         loaded = load_model(model, **shared, kv=kept, memory=memory, chat_template=source, to_run=True)  # type: ignore[arg-type]
         print_notes(loaded)
-        drafter = draft if draft in DRAFT_KINDS else load_model(draft, **shared)  # type: ignore[arg-type]
+        drafter = draft if draft in DRAFT_KINDS else load_model(draft, **shared, to_run=True)  # type: ignore[arg-type]
         engine_options = replace(cache_options(loaded, room, max_num_seqs, max_model_len), limit=limit)
         return loaded, loaded.engine(engine_options, draft=drafter)
 
@@ -322,7 +335,7 @@ def command(
             privacy=privacy,
             privacy_names=privacy_names,
             cache=response_cache,
-            cache_bytes=o.size(response_cache_size),
+            cache_bytes=o.size("--response-cache-size", response_cache_size),
             cache_seconds=3600 * response_cache_hours,
             cache_shared=response_cache_shared,
         )

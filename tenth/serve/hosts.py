@@ -19,6 +19,8 @@ from tenth.serve.trace import record_of
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?")  # RFC 9110, section 7.2
 
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")  # RFC 6454, 6.2
+
 
 class KnownHosts:
     """ASGI middleware: refuses with 403 what was sent to another name than this machine's own or one of `names`."""
@@ -50,6 +52,15 @@ def checked_hosts(address: str, allowed: Iterable[str]) -> tuple[str, ...] | Non
     """
     names = tuple(_allowed(name) for name in allowed)
     return names if names or is_loopback(address) else None
+
+
+def check_origins(origins: Iterable[str]) -> None:
+    """RequestError where one is no origin of a page, as browsers write it: a scheme and a host, and nothing behind."""
+    for origin in origins:
+        if _ORIGIN.fullmatch(origin) is None:
+            raise RequestError(
+                f"--allow-origin is {origin!r:.80}, it must be * or a scheme and a host, such as https://app.example.org"
+            )
 
 
 def is_loopback(address: str) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tenth.engine.request import Request
 from tenth.errors import RequestError, TenthError
@@ -115,12 +115,6 @@ class Flight:
         if self._open:
             self._open = False
             self._cache._leave(self._key)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class ResponseCache:

@@ -32,13 +32,16 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B)", re.IGNORECASE)
 
 
-def memory_bytes(size: str | int) -> int:
-    """Bytes of a size such as `8GB`, `512MB` or `7.5GiB`; a number is bytes. RequestError for anything else."""
+def memory_bytes(size: str | int, name: str = "memory") -> int:
+    """Bytes of a size such as `8GB`, `512MB` or `7.5GiB`; a number is bytes.
+
+    RequestError, which speaks of it by `name`, for anything else.
+    """
     if type(size) is int and size > 0:
         return size
     match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if match is None or match[2].upper() not in _UNITS or not 0 < float(match[1]) < 1e12:
-        raise RequestError(f"memory is {size!r:.40}, it must be a size such as 8GB or 512MB")
+        raise RequestError(f"{name} is {size!r:.40}, it must be a size such as 8GB or 512MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

@@ -27,6 +27,7 @@ NAMED: dict[str, tuple[str, Any]] = {  # where not every text, or no number so l
     "tool_call_parser": ("'hermes'", "hermes"),
     "privacy": ("'mask'", "mask"),
     "kv": ("'int8'", "int8"),
+    "allow_origin": ("['https://a', '*']", ["https://a", "*"]),
 }
 
 
@@ -196,12 +197,13 @@ def test_whole_numbers_are_numbers(tmp_path: Path) -> None:
         ("tool-call-parser = 'x'", "tool-call-parser: --tool-call-parser is 'x', it must be one of auto, hermes, "),
         ("privacy = 'odd'", "privacy: --privacy is 'odd', it must be one of off, mask, refuse"),
         ("kv_cache_dtype = 'fp3'", "kv_cache_dtype: kv is 'fp3', it must be one of bf16, int8"),
-        ("max-body = 'lots'", "max-body: memory is 'lots', it must be a size such as 8GB"),
-        ("kv-memory = '2 gallons'", "kv-memory: memory is '2 gallons'"),
-        ("memory = ''", "memory: memory is ''"),
-        ("response-cache-size = '1'", "response-cache-size: memory is '1'"),
+        ("max-body = 'lots'", "max-body: --max-body is 'lots', it must be a size such as 8GB"),
+        ("kv-memory = '2 gallons'", "kv-memory: --kv-memory is '2 gallons'"),
+        ("memory = ''", "memory: --memory is ''"),
+        ("response-cache-size = '1'", "response-cache-size: --response-cache-size is '1'"),
         ("expert-mass = 7.0", "expert-mass: expert_mass is 7.0, it must be above 0 and at most 1"),
         ("max-experts = 0", "max-experts: max_experts is 0, it must be a whole number"),
+        ("allow-origin = ['https://a', 'nonsense']", "allow-origin: --allow-origin is 'nonsense', it must be * or a"),
         ("allow-host = ['a', 'http://a']", "allow-host: --allow-host is 'http://a', it must be a name"),
     ],
 )

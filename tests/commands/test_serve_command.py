@@ -125,6 +125,21 @@ def test_the_default_model_is_served_until_a_signal() -> None:
     assert '"path": "/v1/chat/completions", "status": 200' in rest
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--kv-memory", "5XB"), ("--max-body", "5"), ("--response-cache-size", "x"), ("--memory", "8 GBs")),
+        ("--allow-origin", "nonsense"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_by_its_option_before_anything_is_bound(options: tuple[str, str]) -> None:
+    process = begin("--port", "0", *options)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words.startswith(f"tenth: {options[0]} is '{options[1]}', it must be ")
+    assert words.count("\n") == 1
+
+
 def test_an_address_that_is_taken_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

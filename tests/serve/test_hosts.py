@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenth.errors import RequestError
-from tenth.serve.hosts import checked_hosts, host_name, is_loopback
+from tenth.serve.hosts import check_origins, checked_hosts, host_name, is_loopback
 from tenth.serve.service import ServeOptions
 from tests.serve.served import scripted, serving, within
 
@@ -177,6 +177,23 @@ def test_what_is_no_name(name: str) -> None:
     with pytest.raises(RequestError, match=r"--allow-host is .*, it must be a name or an address") as error:
         checked_hosts("127.0.0.1", [name])
     assert "\n" not in str(error.value)
+
+
+def test_origins_of_pages() -> None:
+    check_origins(["*", "null", "https://a.example", "http://localhost:3000", "http://[::1]:80", "app://obsidian.md"])
+    for origin in (
+        "",
+        "nonsense",
+        "a.example",
+        "https://",
+        "https://a/",
+        "https://a/b",
+        "https://A",
+        "https://u@a",
+        "**",
+    ):
+        with pytest.raises(RequestError, match=r"--allow-origin is .*, such as https://app\.example\.org"):
+            check_origins([origin])
 
 
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6), st.none() | st.integers(0, 65535))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Clock:
 
 async def answered(cache: ResponseCache, question: Question, entry: Entry | None = ENTRY) -> Entry | None:
     """What was found; else the entry is stored."""
-    with await cache.ask(cache.key_of(question)) as flight:
+    with closing(await cache.ask(cache.key_of(question))) as flight:
         assert flight.mark == ("miss" if flight.entry is None else "hit")
         if flight.entry is None and entry is not None:
             await flight.store(entry)
@@ -278,7 +279,7 @@ def test_equal_questions_at_once_are_computed_once(path: Path) -> None:
     computed = list[str]()
 
     async def one(name: str, question: Question) -> list[Any]:
-        with await cache.ask(cache.key_of(question)) as flight:
+        with closing(await cache.ask(cache.key_of(question))) as flight:
             if flight.entry is not None:
                 return flight.entry.events
             computed.append(name)
@@ -303,7 +304,7 @@ def test_who_waits_computes_if_the_first_does_not(path: Path, how: str) -> None:
     begun = asyncio.Event()
 
     async def first() -> None:
-        with await cache.ask(cache.key_of(QUESTION)) as flight:
+        with closing(await cache.ask(cache.key_of(QUESTION))) as flight:
             assert flight.entry is None
             begun.set()
             if how == "leaves":
