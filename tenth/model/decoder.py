@@ -24,6 +24,7 @@ from tenth.model.experts import SparseMlp
 from tenth.model.linear import Linear, Mlp, RMSNorm
 from tenth.model.rope import Rope
 from tenth.model.router import LayerChoice
+from tenth.routing.limit import TokenLimits
 from tenth.routing.record import LayerRouting, Routing
 from tenth.routing.rule import LayerPolicy, RoutingPolicy
 
@@ -71,10 +72,17 @@ class Layer(nn.Module):
     ) -> LayerResult:
         """T, D to T, D, and the routing of a sparse layer."""
         x_TD, h_TD = self.mlp_norm.after(x_TD, self.attention(self.attention_norm(x_TD), batch, cos_sin, cache))
-        if isinstance(self.mlp, Mlp):
-            return self._kernels.add(x_TD, self.mlp(h_TD)), None
-        y_TD, routing = self.mlp(h_TD, want.routing, given, batch.limits)
+        y_TD, routing = self.feed(h_TD, want, given, batch.limits)
         return self._kernels.add(x_TD, y_TD), routing
+
+    def feed(
+        self, h_TD: Tensor, want: Want, given: LayerChoice, limits: TokenLimits | None = None
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """What the feed-forward part makes of the normalised stream (T, D), and the routing of a sparse one."""
+        if isinstance(self.mlp, Mlp):
+            return self.mlp(h_TD), None
+        y_TD, routing = self.mlp(h_TD, want.routing, given, limits)
+        return y_TD, routing
 
 
 class Decoder(nn.Module):

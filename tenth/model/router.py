@@ -55,6 +55,15 @@ class Router(nn.Module):
             limited = given.limited
         return LayerRouting(self._num_experts, experts_TK, gates_TK, logits, dropped_TK, self._rule.score, limited)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many experts it chooses from, and how many at a time."""
+        return self._num_experts, self._rule.top_k
+
+    def choose(self, logits_TE: Tensor) -> Tensor:
+        """The ids (T, K) that its own rule makes of scores."""
+        return self._chosen(logits_TE, None, None)[0]
+
     def _chosen(
         self, logits_TE: Tensor, policy: LayerPolicy | None, limits: TokenLimits | None
     ) -> tuple[Tensor, Tensor]:

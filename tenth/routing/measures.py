@@ -57,10 +57,11 @@ def saturation(record: Routing, other: Routing) -> dict[int, float]:
 
     It is the mean over tokens of the share of experts that both chose: 1 is full agreement, chance is K / E.
     """
-    return {index: _overlap(record.layers[index].experts_TK, layer.experts_TK) for index, layer in other.layers.items()}
+    return {index: overlap(record.layers[index].experts_TK, layer.experts_TK) for index, layer in other.layers.items()}
 
 
-def _overlap(experts_TK: Tensor, others_TK: Tensor) -> float:
+def overlap(experts_TK: Tensor, others_TK: Tensor) -> float:
+    """The mean over tokens of the share of experts that both chose: the `saturation` of one layer."""
     # no token chooses an expert twice
     both_TK = (experts_TK[:, :, None] == others_TK[:, None, :]).any(-1)
     return float(both_TK.double().mean()) if both_TK.numel() else 0.0

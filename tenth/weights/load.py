@@ -59,7 +59,7 @@ def load_decoder(
     total, done = sum(info.nbytes for info in infos), 0
     for info in infos:
         slot = checkpoint.slots[info.name]
-        _fill(slot, slot.view(parameters[slot.parameter]), info, checkpoint)
+        fill(slot, slot.view(parameters[slot.parameter]), info, checkpoint)
         done += info.nbytes
         if progress is not None:
             progress(done, total)
@@ -99,7 +99,7 @@ def natural_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return torch.float32 if most == "F32" else torch.bfloat16
 
 
-def _fill(slot: Slot, target: Tensor, info: TensorInfo, checkpoint: Checkpoint) -> None:
+def fill(slot: Slot, target: Tensor, info: TensorInfo, checkpoint: Checkpoint) -> None:
     """Copy a tensor of a file into its view of a parameter, by rows (by whole heads where GGUF has pairs)."""
     if info.shape != tuple(target.shape):  # the same but for axes of size one
         target.copy_(_float(checkpoint.source.read(info.name), info).reshape(target.shape))

@@ -1,0 +1,131 @@
+"""`tenth verify`: may one model take another's place?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tenth.commands import options as o
+
+if TYPE_CHECKING:
+    from tenth.commands.progress import Report
+    from tenth.observe.parity import VerifyOptions
+
+_PARITY = "Parity"
+_MODELS = "Models"
+
+
+def command(
+    a: Annotated[str, typer.Argument(metavar="A", help="The model that is trusted: a path, hub name, or an address.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The one that is to take its place.")],
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help='Text, JSON lines with "text" or "messages", token files (may be given several times).',
+        ),
+    ],
+    gate: Annotated[Path | None, typer.Option("--gate", metavar="FILE", help="Bars in a TOML file.")] = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write an HTML page.")] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=2, help="So many of the corpus, from its beginning.", rich_help_panel=_PARITY)
+    ] = 4096,
+    context: Annotated[
+        int, typer.Option("--context", min=2, help="Tokens that see each other.", rich_help_panel=_PARITY)
+    ] = 512,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Layers on A's input, and B with A's routing, on all tokens instead of an eighth of each window.",
+            rich_help_panel=_PARITY,
+        ),
+    ] = False,
+    greedy_prompts: Annotated[
+        int,
+        typer.Option("--greedy-prompts", min=0, help="Beginnings of documents to go on from.", rich_help_panel=_PARITY),
+    ] = 8,
+    greedy_tokens: Annotated[
+        int, typer.Option("--greedy-tokens", min=0, help="Tokens of each; 0 for none.", rich_help_panel=_PARITY)
+    ] = 48,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help='JSON lines with "prompt" or "messages", and "expected" or "expected_regex".',
+            rich_help_panel=_PARITY,
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int, typer.Option("--answer-tokens", min=1, help="Of an answer to a question.", rich_help_panel=_PARITY)
+    ] = 128,
+    dtype: o.Dtype = "auto",
+    backend: o.Backend = "auto",
+    threads: o.Threads = None,
+    json: o.Json = False,
+) -> None:
+    """Measure how far B is from A on a corpus, and say whether B may take its place.
+
+    Exit code 0: passed, or no gate; 1: not passed, or a model gives NaN or infinity; 2: an error.
+    """
+    from rich.console import Console
+
+    from tenth.commands.progress import progress_bars
+    from tenth.observe.parity import VerifyOptions, passed
+    from tenth.observe.parity_gate import read_gate
+    from tenth.observe.parity_report import render
+
+    bars = None if gate is None else read_gate(gate)
+    chosen = VerifyOptions(1.0 if full else 0.125, greedy_prompts, greedy_tokens, answer_tokens)
+    with progress_bars(quiet=json) as report:
+        found = _measured(
+            (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars,
+            models={"dtype": dtype, "backend": backend, "threads": threads},
+        )  # fmt: skip
+    if json:
+        import json as json_module
+
+        print(json_module.dumps(found))
+    else:
+        Console(highlight=False).print(render(found))
+    if not passed(found):
+        raise typer.Exit(1)
+
+
+def _measured(
+    names: tuple[str, str],
+    corpus: list[str],
+    questions: Path | None,
+    chosen: VerifyOptions,
+    report: Report,
+    *,
+    tokens: int,
+    context: int,
+    gate: Any,
+    models: dict[str, Any],
+) -> dict[str, Any]:
+    from contextlib import ExitStack
+
+    from tenth.api import resolve
+    from tenth.api.model import chosen_dtype
+    from tenth.observe.parity import verify
+    from tenth.observe.parity_corpus import TextIds, read_corpus, read_questions
+    from tenth.observe.parity_sides import opened, shared_vocabulary
+
+    kind = chosen_dtype(models.pop("dtype"))
+    packed = kind == "auto" and models["backend"] != "reference"
+    with ExitStack() as stack:
+        a, b = (
+            stack.enter_context(opened(resolve(name, report, packed=packed), name, dtype=kind, **models))
+            for name in names
+        )
+        vocabulary = shared_vocabulary(a, b)
+        ids_of = TextIds(a.tokenizer or b.tokenizer, a.name)
+        size = min(context, a.config.context_length, b.config.context_length)
+        read = read_corpus(corpus, ids_of, vocabulary=vocabulary, tokens=tokens, context=size)
+        asked = [] if questions is None else read_questions(questions, ids_of)
+        return verify(a, b, read, chosen, questions=asked, gate=gate, report=report)

@@ -1,0 +1,186 @@
+"""What each part of a layer does to the same input in two models: where B's error comes from.
+
+T tokens, D model width, K active experts, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tenth.model.batch import Batch, Want
+from tenth.model.decoder import Layer
+from tenth.model.experts import SparseMlp
+from tenth.model.linear import Mlp
+from tenth.routing.measures import overlap
+from tenth.routing.record import LayerRouting
+
+PART_NAMES = ("attention_norm", "attention", "mlp_norm", "router", "experts")
+"""In the order in which they work: an error shows in what comes behind it too. A dense layer has `mlp` at the end."""
+
+Part = Literal["attention_norm", "attention", "mlp_norm", "router", "experts", "mlp"]
+
+CosSin = tuple[Tensor, Tensor]
+_FEW = 4  # tokens of an expert that say too little of it
+
+
+class NotFinite(Exception):
+    """A part of a model gave NaN or infinity: the side, the layer (None: outside of layers), the part."""
+
+    def __init__(self, side: str, layer: int | None, part: str) -> None:
+        self.side, self.layer, self.part = side, layer, part
+        place = part if layer is None else f"layer {layer} ({part})"
+        super().__init__(f"{place} of {side} gives NaN or infinity")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStates:
+    """A layer's work on some tokens: its input, what attention and the feed-forward part add, and its routing."""
+
+    input_TD: Tensor
+    attended_TD: Tensor  # the input and what attention adds
+    fed_TD: Tensor  # what the feed-forward part adds
+    routing: LayerRouting | None
+
+    @property
+    def output_TD(self) -> Tensor:
+        """The next layer's input."""
+        return self.attended_TD + self.fed_TD
+
+    def select(self, rows: Tensor) -> LayerStates:
+        """The same of some tokens."""
+        routing = None if self.routing is None else self.routing.select(rows)
+        return LayerStates(self.input_TD[rows], self.attended_TD[rows], self.fed_TD[rows], routing)
+
+
+def run_layer(layer: Layer, x_TD: Tensor, batch: Batch, cos_sin: CosSin, given: LayerRouting | None) -> LayerStates:
+    """The layer on whole documents, without a cache; a record that is given is replayed."""
+    attended_TD, h_TD = layer.mlp_norm.after(x_TD, layer.attention(layer.attention_norm(x_TD), batch, cos_sin, None))
+    fed_TD, routing = layer.feed(h_TD, Want(routing="choice"), given)
+    return LayerStates(x_TD, attended_TD, fed_TD, routing)
+
+
+def check_finite(states: LayerStates, side: str, index: int) -> None:
+    """NotFinite that names the first part whose result is not."""
+    if bool(states.output_TD.isfinite().all()):
+        return
+    part = "experts" if states.routing is not None else "mlp"
+    if not bool(states.attended_TD.isfinite().all()):
+        part = "attention"
+    elif states.routing is not None and not bool(states.routing.gates_TK.isfinite().all()):
+        part = "router"
+    raise NotFinite(side, index, part)
+
+
+@dataclass(slots=True)
+class PartErrors:
+    """Squares of the differences on A's input and of A's own results, summed over batches, by part.
+
+    `agreement` is how many of A's experts B's router chooses on the same input; `by_expert_2E` has differences and
+    tokens of each expert.
+    """
+
+    differences: dict[str, float]
+    powers: dict[str, float]
+    agreed: float = 0.0
+    tokens: int = 0
+    by_expert_2E: Tensor | None = None
+
+    @classmethod
+    def none(cls) -> PartErrors:
+        """Before the first batch."""
+        return cls({}, {})
+
+    def add(self, part: str, difference: Tensor, own: Tensor) -> None:
+        """Count one part's results."""
+        self.differences[part] = self.differences.get(part, 0.0) + _square(difference)
+        self.powers[part] = self.powers.get(part, 0.0) + _square(own)
+
+    def add_experts(self, difference_TD: Tensor, routing: LayerRouting) -> None:
+        """Count each token's difference with all the experts that worked on it."""
+        top_k = routing.experts_TK.shape[1]
+        ids, squares_T = routing.experts_TK.flatten(), difference_TD.double().square().sum(-1)
+        found_2E = torch.zeros(2, routing.num_experts, dtype=torch.float64)
+        found_2E[0].index_add_(0, ids, squares_T.repeat_interleave(top_k))
+        found_2E[1] += torch.bincount(ids, minlength=routing.num_experts)
+        self.by_expert_2E = found_2E if self.by_expert_2E is None else self.by_expert_2E + found_2E
+
+    def relative(self) -> dict[str, float]:
+        """Root of differences over own results, by part (`layer` too); 0 of 0 is 0."""
+        return {
+            part: (value / self.powers[part]) ** 0.5 if self.powers[part] else float(value > 0)
+            for part, value in self.differences.items()
+        }
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of A's experts that B's router chooses too; None of a dense layer."""
+        return self.agreed / self.tokens if self.tokens else None
+
+    def worst_expert(self) -> tuple[int, float] | None:
+        """The expert whose tokens err most, and how many times the root of the median expert's; None of too few."""
+        if self.by_expert_2E is None:
+            return None
+        seen_E = self.by_expert_2E[1] >= _FEW
+        if int(seen_E.sum()) < 3:
+            return None
+        means_E = torch.where(seen_E, self.by_expert_2E[0] / self.by_expert_2E[1].clamp(min=1), 0.0)
+        worst, median = int(means_E.argmax()), float(means_E[seen_E].quantile(0.5))
+        return (worst, float(means_E[worst] / median) ** 0.5) if median > 0 else None
+
+
+def add_errors(
+    errors: PartErrors, layers: tuple[Layer, Layer], own: LayerStates, batch: Batch, cos_sin: CosSin, kind: torch.dtype
+) -> None:
+    """Run each part of B's layer on what that part of A's was given, A's expert ids replayed, and count the errors.
+
+    `layers` are A's and B's, `cos_sin` and `kind`, the type of activations, are B's. The norms, which are small, are
+    computed again of both.
+    """
+    a, b = layers
+    n_TD = b.attention_norm(own.input_TD.to(kind))
+    errors.add("attention_norm", *_differing(n_TD, a.attention_norm(own.input_TD)))
+    by_attention_TD, attention_TD = _differing(
+        b.attention(n_TD, batch, cos_sin, None), own.attended_TD.float() - own.input_TD.float()
+    )
+    errors.add("attention", by_attention_TD, attention_TD)
+    h_TD = b.mlp_norm(own.attended_TD.to(kind))
+    errors.add("mlp_norm", *_differing(h_TD, a.mlp_norm(own.attended_TD)))
+    fed_TD, routing = b.feed(h_TD, Want(routing="full"), own.routing)
+    by_feed_TD, own_fed_TD = _differing(fed_TD, own.fed_TD)
+    errors.add("mlp" if own.routing is None else "experts", by_feed_TD, own_fed_TD)
+    errors.add("layer", by_attention_TD + by_feed_TD, attention_TD + own_fed_TD)
+    if own.routing is not None and routing is not None and isinstance(b.mlp, SparseMlp):
+        errors.add("router", *_differing(routing.gates_TK, own.routing.gates_TK))
+        assert routing.logits_TE is not None, "asked for"
+        errors.agreed += overlap(own.routing.experts_TK, b.mlp.router.choose(routing.logits_TE)) * len(h_TD)
+        errors.tokens += len(h_TD)
+        errors.add_experts(by_feed_TD, own.routing)
+
+
+def _differing(theirs: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The difference, and A's own, in a type that holds both."""
+    kind = torch.promote_types(theirs.dtype, own.dtype)
+    kind = torch.float32 if kind.itemsize < 4 else kind
+    own = own.to(kind)
+    return theirs.to(kind) - own, own
+
+
+def same_form(a: Layer, b: Layer) -> bool:
+    """Whether one layer's routing can be replayed in the other: both dense, or as many experts, as many at work."""
+    if isinstance(a.mlp, Mlp) or isinstance(b.mlp, Mlp):
+        return isinstance(a.mlp, Mlp) and isinstance(b.mlp, Mlp)
+    return a.mlp.router.shape == b.mlp.router.shape
+
+
+def parts_in_order(found: dict[str, float]) -> Iterator[str]:
+    """The parts of a layer that were measured, in the order in which they work."""
+    yield from (part for part in (*PART_NAMES, "mlp") if part in found)
+
+
+def _square(x: Tensor) -> float:
+    return float(x.double().square().sum())
