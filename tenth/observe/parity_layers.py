@@ -84,7 +84,7 @@ class _Run:
     groups: list[_Group] = field(default_factory=list)
     agreed: dict[int, list[float]] = field(default_factory=dict)
     parts: dict[int, PartErrors] = field(default_factory=dict)
-    ends: PartErrors = field(default_factory=PartErrors.none)
+    ends: PartErrors = field(default_factory=PartErrors)
 
     @property
     def same_shape(self) -> bool:
@@ -191,7 +191,7 @@ def _compare_layers(
     if not same_form(*layers):
         return
     probed = own.select(group.probe)
-    errors = run.parts.setdefault(index, PartErrors.none())
+    errors = run.parts.setdefault(index, PartErrors())
     add_errors(errors, layers, probed, group.probe_batch, group.cos_sin[2], run.b.decoder.dtype)
     if own.routing is not None and other.routing is not None:
         shared = overlap(own.routing.experts_TK, other.routing.experts_TK)

@@ -6,7 +6,7 @@ T tokens, D model width, K active experts, E experts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -25,7 +25,8 @@ PART_NAMES = ("attention_norm", "attention", "mlp_norm", "router", "experts")
 Part = Literal["attention_norm", "attention", "mlp_norm", "router", "experts", "mlp"]
 
 CosSin = tuple[Tensor, Tensor]
-_FEW = 4  # tokens of an expert that say too little of it
+_FEW = 4  # fewer tokens of an expert say too little of it
+_MOST_RATIO = 1e6  # where the other tokens do not err at all
 
 
 class NotFinite(Exception):
@@ -80,34 +81,20 @@ def check_finite(states: LayerStates, side: str, index: int) -> None:
 class PartErrors:
     """Squares of the differences on A's input and of A's own results, summed over batches, by part.
 
-    `agreement` is how many of A's experts B's router chooses on the same input; `by_expert_2E` has differences and
-    tokens of each expert.
+    `agreed` counts how many of A's experts B's router chooses on the same input; `by_token` has the squared difference
+    of each token's experts (T), and which worked on it (T, K).
     """
 
-    differences: dict[str, float]
-    powers: dict[str, float]
+    differences: dict[str, float] = field(default_factory=dict)
+    powers: dict[str, float] = field(default_factory=dict)
     agreed: float = 0.0
     tokens: int = 0
-    by_expert_2E: Tensor | None = None
-
-    @classmethod
-    def none(cls) -> PartErrors:
-        """Before the first batch."""
-        return cls({}, {})
+    by_token: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def add(self, part: str, difference: Tensor, own: Tensor) -> None:
         """Count one part's results."""
         self.differences[part] = self.differences.get(part, 0.0) + _square(difference)
         self.powers[part] = self.powers.get(part, 0.0) + _square(own)
-
-    def add_experts(self, difference_TD: Tensor, routing: LayerRouting) -> None:
-        """Count each token's difference with all the experts that worked on it."""
-        top_k = routing.experts_TK.shape[1]
-        ids, squares_T = routing.experts_TK.flatten(), difference_TD.double().square().sum(-1)
-        found_2E = torch.zeros(2, routing.num_experts, dtype=torch.float64)
-        found_2E[0].index_add_(0, ids, squares_T.repeat_interleave(top_k))
-        found_2E[1] += torch.bincount(ids, minlength=routing.num_experts)
-        self.by_expert_2E = found_2E if self.by_expert_2E is None else self.by_expert_2E + found_2E
 
     def relative(self) -> dict[str, float]:
         """Root of differences over own results, by part (`layer` too); 0 of 0 is 0."""
@@ -122,15 +109,19 @@ class PartErrors:
         return self.agreed / self.tokens if self.tokens else None
 
     def worst_expert(self) -> tuple[int, float] | None:
-        """The expert whose tokens err most, and how many times the root of the median expert's; None of too few."""
-        if self.by_expert_2E is None:
+        """The expert whose tokens err most, and how many times as much as tokens without it; None of too few tokens."""
+        if not self.by_token:
             return None
-        seen_E = self.by_expert_2E[1] >= _FEW
-        if int(seen_E.sum()) < 3:
+        squares_T, ids_TK = (torch.cat(parts) for parts in zip(*self.by_token, strict=True))
+        counts_E = torch.bincount(ids_TK.flatten())
+        sums_E = torch.bincount(ids_TK.flatten(), squares_T.repeat_interleave(ids_TK.shape[1]))
+        means_E = torch.where(counts_E >= _FEW, sums_E / counts_E, -1.0)
+        worst = int(means_E.argmax())
+        others = squares_T[(ids_TK != worst).all(-1)]
+        if means_E[worst] <= 0 or len(others) < _FEW:
             return None
-        means_E = torch.where(seen_E, self.by_expert_2E[0] / self.by_expert_2E[1].clamp(min=1), 0.0)
-        worst, median = int(means_E.argmax()), float(means_E[seen_E].quantile(0.5))
-        return (worst, float(means_E[worst] / median) ** 0.5) if median > 0 else None
+        ratio = float(means_E[worst] / others.mean()) ** 0.5 if bool(others.any()) else _MOST_RATIO
+        return worst, min(ratio, _MOST_RATIO)
 
 
 def add_errors(
@@ -159,7 +150,7 @@ def add_errors(
         assert routing.logits_TE is not None, "asked for"
         errors.agreed += overlap(own.routing.experts_TK, b.mlp.router.choose(routing.logits_TE)) * len(h_TD)
         errors.tokens += len(h_TD)
-        errors.add_experts(by_feed_TD, own.routing)
+        errors.by_token.append((by_feed_TD.double().square().sum(-1), own.routing.experts_TK))
 
 
 def _differing(theirs: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

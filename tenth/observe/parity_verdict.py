@@ -17,8 +17,9 @@ JUMP = 5.0
 """A layer is damaged where a part's error is so many times the median of the same part in other layers ..."""
 JUMP_LEAST = 0.05
 """... and at least so large. A router is judged by the experts it chooses: the share it chooses otherwise."""
-EXPERT_JUMP = 4.0
-"""One expert is damaged where its tokens err so many times as much as those of the layer's median expert ..."""
+EXPERT_JUMP = 3.0
+"""One expert is damaged where its tokens err so many times as much as the layer's other tokens, and twice as much
+above them as in the median layer."""
 END_JUMP = 20.0
 """Embedding and head have no siblings: they are damaged at so many times the median layer's error, from END_LEAST."""
 END_LEAST = 0.3
@@ -87,9 +88,9 @@ def _one_expert(layer: Report, siblings: Sequence[Report]) -> bool:
     """Whether one expert's tokens err far more than the others', and more than so in other layers."""
     ratio = layer["worst_expert_ratio"]
     others = [other["worst_expert_ratio"] for other in siblings if other["worst_expert_ratio"] is not None]
-    if ratio is None or not others or layer["parts"]["experts"] < JUMP_LEAST / 2:
+    if ratio is None or layer["parts"]["experts"] < JUMP_LEAST / 2:
         return False
-    return bool(ratio > EXPERT_JUMP and ratio > 2 * statistics.median(others))
+    return bool(ratio > EXPERT_JUMP and ratio > 2 * statistics.median(others or [1.0]))
 
 
 def verdict(report: Report, found: Sequence[Damage]) -> dict[str, Any]:
