@@ -12,6 +12,7 @@ from tenth.commands import options as o
 if TYPE_CHECKING:
     from tenth.commands.progress import Report
     from tenth.observe.parity import VerifyOptions
+    from tenth.observe.parity_gate import Gate
 
 _PARITY = "Parity"
 _MODELS = "Models"
@@ -63,6 +64,10 @@ def command(
     answer_tokens: Annotated[
         int, typer.Option("--answer-tokens", min=1, help="Of an answer to a question.", rich_help_panel=_PARITY)
     ] = 128,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar="TENTH_API_KEY", help="For a model at an address.", show_default=False),
+    ] = None,
     dtype: o.Dtype = "auto",
     backend: o.Backend = "auto",
     threads: o.Threads = None,
@@ -83,7 +88,7 @@ def command(
     chosen = VerifyOptions(1.0 if full else 0.125, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:
         found = _measured(
-            (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars,
+            (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars, key=api_key,
             models={"dtype": dtype, "backend": backend, "threads": threads},
         )  # fmt: skip
     if json:
@@ -105,27 +110,40 @@ def _measured(
     *,
     tokens: int,
     context: int,
-    gate: Any,
+    gate: Gate | None,
+    key: str | None,
     models: dict[str, Any],
 ) -> dict[str, Any]:
     from contextlib import ExitStack
 
     from tenth.api import resolve
     from tenth.api.model import chosen_dtype
+    from tenth.errors import RequestError
     from tenth.observe.parity import verify
     from tenth.observe.parity_corpus import TextIds, read_corpus, read_questions
+    from tenth.observe.parity_remote import verify_server
+    from tenth.observe.parity_server import Server, is_address
     from tenth.observe.parity_sides import opened, shared_vocabulary
 
+    here = [name for name in names if not is_address(name)]
+    if not here:
+        raise RequestError("both models are addresses; one must lie here, as its tokenizer makes the tokens")
     kind = chosen_dtype(models.pop("dtype"))
     packed = kind == "auto" and models["backend"] != "reference"
     with ExitStack() as stack:
-        a, b = (
+        sides = [
             stack.enter_context(opened(resolve(name, report, packed=packed), name, dtype=kind, **models))
-            for name in names
-        )
-        vocabulary = shared_vocabulary(a, b)
-        ids_of = TextIds(a.tokenizer or b.tokenizer, a.name)
-        size = min(context, a.config.context_length, b.config.context_length)
+            for name in here
+        ]
+        vocabulary = shared_vocabulary(sides[0], sides[-1])
+        ids_of = TextIds(next((side.tokenizer for side in sides if side.tokenizer), None), sides[0].name)
+        size = min(context, *(side.config.context_length for side in sides))
         read = read_corpus(corpus, ids_of, vocabulary=vocabulary, tokens=tokens, context=size)
         asked = [] if questions is None else read_questions(questions, ids_of)
-        return verify(a, b, read, chosen, questions=asked, gate=gate, report=report)
+        if len(here) == 2:
+            return verify(sides[0], sides[1], read, chosen, questions=asked, gate=gate, report=report)
+        (address,) = set(names) - set(here)
+        server, last = Server(address, key), address == names[1]
+        return verify_server(
+            sides[0], server, read, chosen, server_is_b=last, questions=asked, gate=gate, report=report
+        )
