@@ -82,6 +82,7 @@ def command(
     from tenth.commands.progress import progress_bars
     from tenth.observe.parity import VerifyOptions, passed
     from tenth.observe.parity_gate import read_gate
+    from tenth.observe.parity_html import write_page
     from tenth.observe.parity_report import render
 
     bars = None if gate is None else read_gate(gate)
@@ -91,6 +92,8 @@ def command(
             (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars, key=api_key,
             models={"dtype": dtype, "backend": backend, "threads": threads},
         )  # fmt: skip
+    if out is not None:
+        write_page(found, out)
     if json:
         import json as json_module
 
