@@ -185,8 +185,9 @@ def _layer(index: int, errors: PartErrors) -> Report:
 def _histogram(findings: LayerFindings) -> Report:
     """Counts of KL over edges that rise by equal factors; what is below the first edge is in the first bin."""
     kl_N = findings.positions.kl_N
-    top = max(float(kl_N.max()), 1e-6)
-    edges = np.logspace(math.log10(top) - 6, math.log10(top), _BINS + 1)
+    top = max(float(kl_N.max()), 1e-9)
+    low = min(max(float(np.quantile(kl_N, 0.005)), top * 1e-6), top / 10)
+    edges = np.geomspace(low, top, _BINS + 1)
     counts, _ = np.histogram(np.clip(kl_N, edges[0], edges[-1]), edges)
     return {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
 

@@ -43,7 +43,8 @@ class LayerStates:
     """A layer's work on some tokens: its input, what attention and the feed-forward part add, and its routing."""
 
     input_TD: Tensor
-    attended_TD: Tensor  # the input and what attention adds
+    attention_TD: Tensor  # what attention adds
+    attended_TD: Tensor  # and both together
     fed_TD: Tensor  # what the feed-forward part adds
     routing: LayerRouting | None
 
@@ -55,14 +56,17 @@ class LayerStates:
     def select(self, rows: Tensor) -> LayerStates:
         """The same of some tokens."""
         routing = None if self.routing is None else self.routing.select(rows)
-        return LayerStates(self.input_TD[rows], self.attended_TD[rows], self.fed_TD[rows], routing)
+        states = (part[rows] for part in (self.input_TD, self.attention_TD, self.attended_TD, self.fed_TD))
+        input_TD, attention_TD, attended_TD, fed_TD = states
+        return LayerStates(input_TD, attention_TD, attended_TD, fed_TD, routing)
 
 
 def run_layer(layer: Layer, x_TD: Tensor, batch: Batch, cos_sin: CosSin, given: LayerRouting | None) -> LayerStates:
     """The layer on whole documents, without a cache; a record that is given is replayed."""
-    attended_TD, h_TD = layer.mlp_norm.after(x_TD, layer.attention(layer.attention_norm(x_TD), batch, cos_sin, None))
+    attention_TD = layer.attention(layer.attention_norm(x_TD), batch, cos_sin, None)
+    attended_TD, h_TD = layer.mlp_norm.after(x_TD, attention_TD)
     fed_TD, routing = layer.feed(h_TD, Want(routing="choice"), given)
-    return LayerStates(x_TD, attended_TD, fed_TD, routing)
+    return LayerStates(x_TD, attention_TD, attended_TD, fed_TD, routing)
 
 
 def check_finite(states: LayerStates, side: str, index: int) -> None:
@@ -135,9 +139,7 @@ def add_errors(
     a, b = layers
     n_TD = b.attention_norm(own.input_TD.to(kind))
     errors.add("attention_norm", *_differing(n_TD, a.attention_norm(own.input_TD)))
-    by_attention_TD, attention_TD = _differing(
-        b.attention(n_TD, batch, cos_sin, None), own.attended_TD.float() - own.input_TD.float()
-    )
+    by_attention_TD, attention_TD = _differing(b.attention(n_TD, batch, cos_sin, None), own.attention_TD)
     errors.add("attention", by_attention_TD, attention_TD)
     h_TD = b.mlp_norm(own.attended_TD.to(kind))
     errors.add("mlp_norm", *_differing(h_TD, a.mlp_norm(own.attended_TD)))

@@ -13,6 +13,7 @@ from tenth.errors import RequestError
 from tenth.model.batch import Batch, Want
 from tenth.model.decoder import Decoder
 from tenth.observe.parity import VerifyOptions, passed, verify
+from tenth.observe.parity_sides import opened
 from tenth.routing.measures import saturation
 from tests.observe.parity_models import (
     CONFIG,
@@ -27,6 +28,7 @@ from tests.observe.parity_models import (
     windows,
     write,
 )
+from tests.weights.models import raw_config, write_folder, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,29 @@ def test_fewer_bits_are_farther(model: Path, int8: Path, int4: Path) -> None:
     assert eight["verdict"]["kind"] in ("compressed", "rounding")
     assert four["verdict"]["kind"] == "compressed"
     assert four["b"]["bits_per_weight"] < eight["b"]["bits_per_weight"] < eight["a"]["bits_per_weight"] == 32
+
+
+def test_precisions_and_formats_of_one_model(model: Path, int8: Path) -> None:
+    with opened(model, "a", dtype=torch.bfloat16) as a, opened(int8, "b") as b:
+        found = verify(a, b, corpus(), VerifyOptions(1.0, 8, 8))
+    assert (found["a"]["dtype"], found["b"]["dtype"]) == ("bfloat16", "float32")
+    assert found["verdict"]["kind"] in ("compressed", "rounding")
+    assert max(layer["error"] for layer in found["layers"]) < 0.05
+    with opened(model, "a") as a, opened(model, "b", dtype=torch.bfloat16) as b:
+        found = verify(a, b, corpus(), VerifyOptions(1.0, 8, 8))
+    assert found["verdict"]["kind"] in ("rounding", "retrained")
+    with opened(model, "a", dtype=torch.float64) as a, opened(model, "b", dtype=torch.float32) as b:
+        found = verify(a, b, corpus(), VerifyOptions(1.0, 8, 8))
+    assert 0 < found["kl"]["mean"] < 1e-7
+    assert found["verdict"]["kind"] == "rounding"
+
+
+def test_a_gguf_beside_its_folder(tmp_path: Path) -> None:
+    raw = raw_config("qwen3_moe")
+    write_gguf(tmp_path / "model.gguf", raw, write_folder(tmp_path / "theirs", raw), "F32", tokenizer=True)
+    found = compared(tmp_path / "theirs", tmp_path / "model.gguf")
+    assert (found["a"]["format"], found["b"]["format"]) == ("safetensors", "gguf")
+    assert found["verdict"]["kind"] == "identical"
 
 
 def test_int4_beside_int8_by_native_kernels(int8: Path, int4: Path) -> None:
