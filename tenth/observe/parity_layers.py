@@ -238,8 +238,9 @@ def _judge(run: _Run) -> LayerFindings:
             replayed.append(with_a)
             plain.append(without)
     positions = Positions.join(parts)
-    if not (np.isfinite(positions.loss_a_N).all() and np.isfinite(positions.loss_b_N).all()):
-        raise NotFinite("A" if not np.isfinite(positions.loss_a_N).all() else "B", None, "the head")
+    for side, values in (("A", positions.loss_a_N), ("B", positions.loss_b_N), ("B", positions.kl_N)):
+        if not np.isfinite(values).all():
+            raise NotFinite(side, None, "the head")
     return LayerFindings(
         positions,
         np.concatenate(windows),

@@ -100,6 +100,5 @@ def interval(value_N: Floats, window_N: npt.NDArray[np.int64]) -> tuple[float | 
 
 
 def perplexity(loss_N: Floats) -> float:
-    """e to the mean loss; infinite where that is beyond what a float holds."""
-    mean = float(loss_N.mean())
-    return math.exp(mean) if mean < 700 else math.inf
+    """e to the mean loss, which is taken for 700 where it is larger: JSON has no infinity."""
+    return math.exp(min(float(loss_N.mean()), 700.0))
