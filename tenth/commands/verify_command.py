@@ -122,8 +122,9 @@ def _measured(
     from tenth.api import resolve
     from tenth.api.model import chosen_dtype
     from tenth.errors import RequestError
+    from tenth.observe.corpora import TextIds
     from tenth.observe.parity import verify
-    from tenth.observe.parity_corpus import TextIds, read_corpus, read_questions
+    from tenth.observe.parity_corpus import read_corpus, read_questions
     from tenth.observe.parity_remote import verify_server
     from tenth.observe.parity_server import Server, is_address
     from tenth.observe.parity_sides import opened, shared_vocabulary
