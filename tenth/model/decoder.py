@@ -254,6 +254,12 @@ class Decoder(nn.Module):
                 raise RequestError(f"capacity {factor} of layer {layer}: it is for sparse layers, positive and finite")
         if not 0 <= policy.noise < math.inf:
             raise RequestError(f"the noise of routing is {policy.noise}, it must be finite and not negative")
+        moe = self.config.moe
+        for layer, removed_E in policy.removed.items():
+            if moe is None or not self.config.is_sparse(layer) or removed_E.shape != (moe.num_experts,):
+                raise RequestError(f"removed experts of layer {layer}: they are of sparse layers, one bool an expert")
+            if removed_E.dtype != torch.bool or int((~removed_E).sum()) < moe.top_k:
+                raise RequestError(f"removed experts of layer {layer} must be bool and leave at least {moe.top_k}")
         real_T = policy.real_T
         if real_T is not None and (real_T.dtype != torch.bool or real_T.shape != (len(batch),)):
             raise RequestError(f"real_T must be bool, one for each of the batch's {len(batch)} tokens")

@@ -67,9 +67,13 @@ class Router(nn.Module):
     def _chosen(
         self, logits_TE: Tensor, policy: LayerPolicy | None, limits: TokenLimits | None
     ) -> tuple[Tensor, Tensor]:
+        bias_E = self.bias_E
+        if policy is not None:
+            logits_TE = policy.left(logits_TE)
+            bias_E = None if bias_E is None else policy.left(bias_E)
         if policy is None or not policy.noise:
-            return self._kernels.route(logits_TE, self._rule, self.bias_E, limits)
-        experts_TK, _ = self._kernels.route(policy.noisy(logits_TE), self._rule, self.bias_E)
+            return self._kernels.route(logits_TE, self._rule, bias_E, limits)
+        experts_TK, _ = self._kernels.route(policy.noisy(logits_TE), self._rule, bias_E)
         return experts_TK, self._kernels.gates(logits_TE, experts_TK, self._rule)
 
 

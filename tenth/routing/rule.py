@@ -51,12 +51,17 @@ class RouteRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerPolicy:
-    """A `RoutingPolicy` as one layer sees it; `capacity` is the layer's factor (None: no limit)."""
+    """A `RoutingPolicy` as one layer sees it; `capacity` is the layer's factor, `removed_E` are experts that are gone."""
 
     capacity: float | None = None
     noise: float = 0.0
     seed: int = 0
     real_T: Tensor | None = None
+    removed_E: Tensor | None = None
+
+    def left(self, scores: Tensor) -> Tensor:
+        """Logits or biases (..., E) by which no removed expert is chosen, nor has a share in the gates of others."""
+        return scores if self.removed_E is None else scores.masked_fill(self.removed_E.to(scores.device), -torch.inf)
 
     def noisy(self, logits_TE: Tensor) -> Tensor:
         """The logits that the choice is made of: the same seed, shape and device, the same noise."""
@@ -69,20 +74,23 @@ class LayerPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingPolicy:
-    """How routers choose while a model learns; given to `Decoder.forward` as its routing.
+    """How routers choose while a model learns or is tried; given to `Decoder.forward` as its routing.
 
     `capacity` is the factor CF of each sparse layer that has a limit: an expert then takes at most
     ceil(CF * K * real tokens / E) assignments, those of the largest gates; the others are dropped. `noise` is the
     deviation of normal noise on the logits of the choice (not of the gates), `seed` where it comes from. `real_T` is
-    False for padding, which takes no capacity.
+    False for padding, which takes no capacity. `removed` marks experts of sparse layers (bool, E) that are as if
+    they were not there.
     """
 
     capacity: Mapping[int, float] = field(default_factory=dict)
     noise: float = 0.0
     seed: int = 0
     real_T: Tensor | None = None
+    removed: Mapping[int, Tensor] = field(default_factory=dict)
 
     def at(self, layer: int) -> LayerPolicy:
         """The policy of one layer; each has noise of its own."""
         digest = blake2b(f"{self.seed} {layer}".encode(), digest_size=7).digest()
-        return LayerPolicy(self.capacity.get(layer), self.noise, int.from_bytes(digest), self.real_T)
+        seed = int.from_bytes(digest)
+        return LayerPolicy(self.capacity.get(layer), self.noise, seed, self.real_T, self.removed.get(layer))

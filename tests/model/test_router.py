@@ -27,7 +27,7 @@ from tenth.model.preset import preset
 from tenth.model.router import Router
 from tenth.routing.measures import expert_counts
 from tenth.routing.record import LayerRouting, Routing
-from tenth.routing.rule import LayerPolicy, RouteRule, RoutingPolicy
+from tenth.routing.rule import LayerPolicy, RouteRule, RoutingPolicy, Score
 
 WIDTH = 10
 MOE = MoeConfig(8, 3, 6, score="sigmoid", expert_bias=True, num_groups=4, top_groups=2, routed_scale=2.5)
@@ -226,6 +226,23 @@ def test_a_policy_reaches_every_sparse_layer(decoder: Decoder) -> None:
     assert (free.logits_NV - out.logits_NV).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_removed_experts_are_as_if_they_were_not_there(score: Score) -> None:
+    """Against a smaller layer that never had them."""
+    moe = MoeConfig(8, 3, 6, score=score, expert_bias=True)
+    whole, smaller = _router(moe), _router(replace(moe, num_experts=5))
+    removed_E = torch.tensor([False, True, False, False, True, False, True, False])
+    with torch.no_grad():
+        whole.bias_E.copy_(_random(8, seed=3) * 0.2)
+        smaller.weight_ED.copy_(whole.weight_ED[~removed_E])
+        smaller.bias_E.copy_(whole.bias_E[~removed_E])
+    x_TD = _random(50, WIDTH, seed=4)
+    for policy in (LayerPolicy(removed_E=removed_E), LayerPolicy(removed_E=removed_E, noise=1e-9, seed=1)):
+        got, expected = whole(x_TD, "choice", policy), smaller(x_TD, "choice", None)
+        assert torch.equal(got.experts_TK, (~removed_E).nonzero()[:, 0][expected.experts_TK])
+        torch.testing.assert_close(got.gates_TK, expected.gates_TK)
+
+
 def test_a_run_around_layers_sees_the_policys_decisions(decoder: Decoder) -> None:
     seen: dict[int, LayerRouting | None] = {}
 
@@ -250,6 +267,10 @@ def test_a_run_around_layers_sees_the_policys_decisions(decoder: Decoder) -> Non
         (RoutingPolicy(noise=math.nan), "noise of routing is nan"),
         (RoutingPolicy(real_T=torch.ones(3, dtype=torch.bool)), "one for each of the batch's 4 tokens"),
         (RoutingPolicy(real_T=torch.ones(4)), "real_T must be bool"),
+        (RoutingPolicy(removed={99: torch.zeros(8, dtype=torch.bool)}), "they are of sparse layers"),
+        (RoutingPolicy(removed={1: torch.zeros(7, dtype=torch.bool)}), "one bool an expert"),
+        (RoutingPolicy(removed={1: torch.arange(8) > 1}), "leave at least 3"),
+        (RoutingPolicy(removed={1: torch.zeros(8)}), "must be bool"),
     ],
 )
 def test_policies_that_do_not_fit(decoder: Decoder, policy: RoutingPolicy, words: str) -> None:
