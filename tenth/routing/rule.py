@@ -51,7 +51,7 @@ class RouteRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerPolicy:
-    """A `RoutingPolicy` as one layer sees it; `capacity` is the layer's factor, `removed_E` are experts that are gone."""
+    """A `RoutingPolicy` as one layer sees it: the layer's `capacity`, and `removed_E`, its experts that are gone."""
 
     capacity: float | None = None
     noise: float = 0.0
