@@ -41,7 +41,7 @@ def command(
         bool,
         typer.Option(
             "--full",
-            help="Layers on A's input, and B with A's routing, on all tokens instead of an eighth of each window.",
+            help="Layers on A's input, and B with A's routing, on all tokens instead of a sixteenth of each window.",
             rich_help_panel=_PARITY,
         ),
     ] = False,
@@ -86,7 +86,7 @@ def command(
     from tenth.observe.parity_report import render
 
     bars = None if gate is None else read_gate(gate)
-    chosen = VerifyOptions(1.0 if full else 0.125, greedy_prompts, greedy_tokens, answer_tokens)
+    chosen = VerifyOptions(1.0 if full else 1 / 16, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:
         found = _measured(
             (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars, key=api_key,

@@ -35,7 +35,7 @@ class VerifyOptions:
     `answer_tokens`.
     """
 
-    share: float = 0.125
+    share: float = 1 / 16
     greedy_prompts: int = 8
     greedy_tokens: int = 48
     answer_tokens: int = 128

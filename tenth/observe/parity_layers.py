@@ -34,7 +34,8 @@ from tenth.routing.record import LayerRouting
 
 _GROUP = 4096  # tokens that a layer takes at once: bounds the memory of its activations
 _BLOCK_BYTES = 28 << 20  # of logits at once; memory of less than 32 MB is lent again without new pages
-_LEAST_PROBE = 512  # tokens
+_LEAST_PROBE = 256  # tokens
+_HEAD_PROBE = 128  # positions on which B's head is given A's states
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +86,7 @@ class _Run:
     agreed: dict[int, list[float]] = field(default_factory=dict)
     parts: dict[int, PartErrors] = field(default_factory=dict)
     ends: PartErrors = field(default_factory=PartErrors)
+    head_probed: int = 0
 
     @property
     def same_shape(self) -> bool:
@@ -161,8 +163,9 @@ def _group(run: _Run, windows: Sequence[list[int]], first: int, share: float) ->
         if not bool(x.isfinite().all()):
             raise NotFinite(name, None, "the embedding")
     if run.same_shape:
-        difference_TD = x_b[probe].double() - x_a[probe].double()
-        run.ends.add("embedding", difference_TD, x_a[probe])
+        kind = torch.promote_types(torch.promote_types(x_a.dtype, x_b.dtype), torch.float32)
+        own_TD = x_a[probe].to(kind)
+        run.ends.add("embedding", x_b[probe].to(kind) - own_TD, own_TD)
     cos_sin = (a.cos_sin(batch), b.cos_sin(batch), b.cos_sin(probe_batch))
     return _Group(batch, probe, probe_batch, first, x_a, x_b, cos_sin)
 
@@ -264,11 +267,12 @@ def _judge_block(run: _Run, group: _Group, rows: Tensor, at_probe: Tensor) -> tu
     plain = _select(own, probed)
     if not len(probed):
         return own, plain, plain
-    if run.same_shape:
-        b_NV = _logits(run.b, group.x_a[rows[probed]].to(run.b.decoder.dtype), run.vocabulary).double()
-        own_NV = a_NV[probed].double()
-        centred_NV = own_NV - own_NV.mean(-1, keepdim=True)
-        run.ends.add("head", b_NV - b_NV.mean(-1, keepdim=True) - centred_NV, centred_NV)
+    if run.same_shape and run.head_probed < _HEAD_PROBE:
+        b_NV = _logits(run.b, group.x_a[rows[probed]].to(run.b.decoder.dtype), run.vocabulary)
+        kind = torch.promote_types(torch.promote_types(a_NV.dtype, b_NV.dtype), torch.float32)
+        difference_NV, own_NV = b_NV.to(kind) - a_NV[probed].to(kind), a_NV[probed].to(kind)
+        run.ends.add("head", *(x - x.mean(-1, keepdim=True) for x in (difference_NV, own_NV)))
+        run.head_probed += len(probed)
     if group.x_replayed is None:
         return own, plain, plain
     with_a_NV = _logits(run.b, group.x_replayed[at_probe[probed]], run.vocabulary)

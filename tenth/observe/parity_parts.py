@@ -46,19 +46,14 @@ class LayerStates:
     attention_TD: Tensor  # what attention adds
     attended_TD: Tensor  # and both together
     fed_TD: Tensor  # what the feed-forward part adds
+    output_TD: Tensor  # the next layer's input
     routing: LayerRouting | None
-
-    @property
-    def output_TD(self) -> Tensor:
-        """The next layer's input."""
-        return self.attended_TD + self.fed_TD
 
     def select(self, rows: Tensor) -> LayerStates:
         """The same of some tokens."""
         routing = None if self.routing is None else self.routing.select(rows)
-        states = (part[rows] for part in (self.input_TD, self.attention_TD, self.attended_TD, self.fed_TD))
-        input_TD, attention_TD, attended_TD, fed_TD = states
-        return LayerStates(input_TD, attention_TD, attended_TD, fed_TD, routing)
+        names = ("input_TD", "attention_TD", "attended_TD", "fed_TD", "output_TD")
+        return LayerStates(**{name: getattr(self, name)[rows] for name in names}, routing=routing)
 
 
 def run_layer(layer: Layer, x_TD: Tensor, batch: Batch, cos_sin: CosSin, given: LayerRouting | None) -> LayerStates:
@@ -66,12 +61,13 @@ def run_layer(layer: Layer, x_TD: Tensor, batch: Batch, cos_sin: CosSin, given: 
     attention_TD = layer.attention(layer.attention_norm(x_TD), batch, cos_sin, None)
     attended_TD, h_TD = layer.mlp_norm.after(x_TD, attention_TD)
     fed_TD, routing = layer.feed(h_TD, Want(routing="choice"), given)
-    return LayerStates(x_TD, attention_TD, attended_TD, fed_TD, routing)
+    return LayerStates(x_TD, attention_TD, attended_TD, fed_TD, attended_TD + fed_TD, routing)
 
 
 def check_finite(states: LayerStates, side: str, index: int) -> None:
     """NotFinite that names the first part whose result is not."""
-    if bool(states.output_TD.isfinite().all()):
+    # a sum is quick, and finite only where all numbers are; it may overflow
+    if bool(states.output_TD.sum().isfinite()) or bool(states.output_TD.isfinite().all()):
         return
     part = "experts" if states.routing is not None else "mlp"
     if not bool(states.attended_TD.isfinite().all()):
@@ -152,7 +148,7 @@ def add_errors(
         assert routing.logits_TE is not None, "asked for"
         errors.agreed += overlap(own.routing.experts_TK, b.mlp.router.choose(routing.logits_TE)) * len(h_TD)
         errors.tokens += len(h_TD)
-        errors.by_token.append((by_feed_TD.double().square().sum(-1), own.routing.experts_TK))
+        errors.by_token.append((torch.linalg.vector_norm(by_feed_TD, dim=-1).double() ** 2, own.routing.experts_TK))
 
 
 def _differing(theirs: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,4 +172,4 @@ def parts_in_order(found: dict[str, float]) -> Iterator[str]:
 
 
 def _square(x: Tensor) -> float:
-    return float(x.double().square().sum())
+    return float(torch.linalg.vector_norm(x)) ** 2
