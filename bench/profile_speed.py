@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,7 @@ Parts = Sequence[Part]
 
 def decoder_of(model: str, threads: int | None) -> Decoder:
     """On native kernels."""
-    with open_checkpoint(model) as checkpoint:
+    with open_checkpoint(Path(model)) as checkpoint:
         head_dim = checkpoint.config.head_dim
         kernels = choose_kernels("auto", packed=checkpoint.packed is not None, head_dim=head_dim, threads=threads)
         return load_decoder(checkpoint, kernels=kernels)
