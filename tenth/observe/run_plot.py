@@ -9,7 +9,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenth.errors import MachineError, RequestError
+from tenth.errors import RequestError
+from tenth.observe.figure_file import check_format, new_figure, save_figure
 from tenth.train.run_log import LOG_NAME, read_log
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _WINDOW = 40  # parts of a run that noisy values are averaged over
 _COLUMNS = 3
 _MOST_RUNS = len(COLOURS)
-FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +62,17 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     RequestError for a folder that is no run or another ending, MachineError where matplotlib is missing or the disk
     refuses.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise RequestError(f"{out}: pictures are written as {', '.join(FORMATS)}")
+    check_format(out)
     if not 1 <= len(folders) <= _MOST_RUNS:
         raise RequestError(f"{len(folders)} runs are named; one picture holds 1 to {_MOST_RUNS}")
-    figure = draw_runs([RunRecords.read(folder) for folder in folders])
-    place = out.with_name(f".{out.name}.partial{out.suffix}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(place)
-        place.replace(out)
-    except OSError as error:
-        raise MachineError(f"{out}: cannot be written: {error.strerror}") from None
+    save_figure(draw_runs([RunRecords.read(folder) for folder in folders]), out)
 
 
 def draw_runs(runs: Sequence[RunRecords]) -> Figure:
     """A figure with a panel for everything that one of the runs has logged."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MachineError("pictures need matplotlib: `pip install 'tenth[train]'`") from None
     panels = [panel for panel in PANELS if any(panel.shown(run) for run in runs)]
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure = Figure(figsize=(4.6 * _COLUMNS, 3.3 * rows + 0.5), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(4.6 * _COLUMNS, 3.3 * rows + 0.5), dpi=110, layout="constrained")
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(rows, _COLUMNS, number)
         panel.draw(axes, runs)

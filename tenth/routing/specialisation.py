@@ -9,39 +9,17 @@ T tokens, K active experts, E experts, D domains, S documents, V token ids, P pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
+from tenth.routing.exchange import Exchanges, Strength
 from tenth.routing.record import LayerRouting, Routing
 
 _FOLDS = 5
 _FEWEST = 8  # times a token must be seen elsewhere before its routing is predicted
-_AT_ONCE = 100  # permutations
-
-
-@dataclass(frozen=True, slots=True)
-class Strength:
-    """How far domains are from using experts alike, beside the same with documents' domains exchanged by chance.
-
-    `value` is the mean square contingency phi^2 = sum_D w_D sum_i (q_iD - q_i)^2 / q_i, with q_iD the share of expert i
-    in the choices of domain D and w_D the domain's share of tokens: 0 is alike, and for small values it is twice the
-    mutual information of expert and domain in nats. `chance` is its mean over permutations and `high` their 95 %
-    quantile; `p` is the share of permutations that reach it, itself counted among them.
-    """
-
-    value: float
-    chance: float
-    high: float
-    p: float
-
-    @property
-    def excess(self) -> float:
-        """What is beyond chance: an estimate of phi^2 that finite text does not push up."""
-        return self.value - self.chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +72,7 @@ class _Text:
     documents_T: Tensor
     folds_S: Tensor
     sizes_S: Tensor  # tokens, float64
-    domains_PS: Tensor  # the first is the true one
-    domains: int
+    exchanges: Exchanges
 
     @classmethod
     def of(cls, domains_T: Tensor, tokens_T: Tensor, documents_T: Tensor, permutations: int, seed: int) -> _Text:
@@ -110,10 +87,10 @@ class _Text:
         if missing or domains < 2:
             raise RequestError(f"specialisation needs two domains or more, each with a document; {domains} are named, "
                                f"{len(missing)} of them without any")  # fmt: skip
-        drawn = [domains_S[torch.randperm(documents, generator=generator)] for _ in range(permutations)]
+        exchanges = Exchanges.drawn(domains_S, domains, permutations, generator)
         folds_S = torch.randperm(documents, generator=generator) % _FOLDS
         sizes_S = torch.bincount(numbers_T).double()
-        return cls(ids_T, numbers_T, folds_S, sizes_S, torch.stack([domains_S, *drawn]), domains)
+        return cls(ids_T, numbers_T, folds_S, sizes_S, exchanges)
 
     def by_document(self, values_TE: Tensor) -> Tensor:
         """Sums over each document's tokens, float64 (S, E)."""
@@ -137,20 +114,20 @@ def _measured(layer: LayerRouting, text: _Text) -> LayerSpecialisation:
     top_k = layer.experts_TK.shape[1]
     chose_TE = torch.zeros(len(layer.experts_TK), layer.num_experts).scatter_(1, layer.experts_TK, 1.0)
     expected_TE, known_T = _predicted(chose_TE, text)
-    shares_PDE = torch.cat([s for s, _ in _shares(text.by_document(chose_TE), text.sizes_S, text)])
-    low_high = shares_PDE[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    shares_PDE = torch.cat([s for s, _ in text.exchanges.shares(text.by_document(chose_TE), text.sizes_S)])
+    low_DE, high_DE = text.exchanges.bounds(shares_PDE)
     chose_SE, expected_SE = text.by_document(chose_TE * known_T[:, None]), text.by_document(expected_TE)
     known_S = text.by_document(known_T[:, None])[:, 0]
     base_E = chose_SE.sum(0) / (top_k * known_S.sum()).clamp(min=1)
 
     def strength(values_SE: Tensor) -> Strength:
-        return _strength(values_SE / top_k, known_S, base_E, text)
+        return text.exchanges.strength(values_SE / top_k, known_S, base_E)
 
     return LayerSpecialisation(
         shares_ED=shares_PDE[0].T,
-        low_ED=low_high[0].T,
-        high_ED=low_high[1].T,
-        expected_ED=next(_shares(expected_SE, known_S, text))[0][0].T,
+        low_ED=low_DE.T,
+        high_ED=high_DE.T,
+        expected_ED=next(text.exchanges.shares(expected_SE, known_S))[0][0].T,
         observed=strength(chose_SE),
         expected=strength(expected_SE),
         residual=strength(chose_SE - expected_SE),
@@ -171,29 +148,3 @@ def _predicted(chose_TE: Tensor, text: _Text) -> tuple[Tensor, Tensor]:
     times_T = elsewhere_FV[folds_T, text.tokens_T]
     predicted_TE = elsewhere_FVE[folds_T, text.tokens_T] / times_T.clamp(min=1)[:, None]
     return predicted_TE * (times_T >= _FEWEST)[:, None], times_T >= _FEWEST
-
-
-def _shares(values_SE: Tensor, tokens_S: Tensor, text: _Text) -> Iterator[tuple[Tensor, Tensor]]:
-    """Means of documents' sums over the tokens of each domain (P, D, E), and the domains' shares of tokens (P, D).
-
-    The true domains come first, then each permutation.
-    """
-    for domains_PS in torch.split(text.domains_PS, _AT_ONCE):
-        belongs_PDS = torch.nn.functional.one_hot(domains_PS, text.domains).transpose(1, 2).double()
-        tokens_PD = belongs_PDS @ tokens_S
-        yield belongs_PDS @ values_SE / tokens_PD.clamp(min=1)[:, :, None], tokens_PD / tokens_S.sum().clamp(min=1)
-
-
-def _strength(values_SE: Tensor, tokens_S: Tensor, base_E: Tensor, text: _Text) -> Strength:
-    """phi^2 of shares that belong to documents; `base_E` are the experts' shares overall."""
-    mean_E = values_SE.sum(0) / tokens_S.sum().clamp(min=1)
-    scale_E = torch.where(base_E > 0, 1 / base_E, 0.0)
-    strengths_P = torch.cat(
-        [
-            (weights_PD * ((shares_PDE - mean_E).square() @ scale_E)).sum(1)
-            for shares_PDE, weights_PD in _shares(values_SE, tokens_S, text)
-        ]
-    )
-    value, chance_P = float(strengths_P[0]), strengths_P[1:]
-    reached = int((chance_P >= value).sum())
-    return Strength(value, float(chance_P.mean()), float(chance_P.quantile(0.95)), (1 + reached) / (1 + len(chance_P)))
