@@ -1,0 +1,177 @@
+"""What is looked at to say whether a mixture of experts is healthy: loads, experts, and what changed since.
+
+E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from tenth.errors import RequestError
+from tenth.model.batch import Batch, Want
+from tenth.model.decoder import Decoder
+from tenth.observe.corpora import Progress
+from tenth.observe.health_experts import LayerExperts, measure_experts
+from tenth.observe.health_inputs import LayerInputs, SharedInputs
+from tenth.observe.health_loads import LayerLoads, layer_loads
+from tenth.observe.profiling import Part, Profiler
+from tenth.routing.measures import saturation
+from tenth.routing.profile import ProfiledModel, RoutingProfile, check_same_shape
+from tenth.routing.record import Routing
+
+FEWEST_CHOICES = 16
+"""Assignments that the mean expert must have before anything is said of loads."""
+AT_ONCE = 2048
+"""Tokens of a forward pass."""
+COMPARED = 2048
+"""Tokens whose choices are compared with another model's."""
+_MASSIVE, _MASSIVE_TIMES = 100.0, 1000.0  # Sun et al., arXiv 2402.17762: magnitude, and over the median magnitude
+_SUPER_QUANTILE, _SUPER_PART = 0.995, 0.1  # arXiv 2507.23279
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was measured of a model, by the index of its sparse layers.
+
+    `loads` is None for a layer without a single finite gate, `experts` for one whose inputs are no numbers. `massive`
+    are layers behind which the stream has massive activations, `super_experts` experts (layer, expert) that may have
+    made them. `saturation` is the agreement with another model's routers on the same tokens, where one was asked.
+    """
+
+    profile: RoutingProfile
+    loads: Mapping[int, LayerLoads | None]
+    experts: Mapping[int, LayerExperts | None]
+    massive: tuple[int, ...]
+    super_experts: tuple[tuple[int, int], ...]
+    reference: RoutingProfile | None = None
+    saturation: Mapping[int, float] = field(default_factory=dict)
+
+
+def examine(
+    decoder: Decoder,
+    name: str,
+    parts: Sequence[Part],
+    *,
+    profile: RoutingProfile | None = None,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> Examined:
+    """Show a decoder windows of text and compare its experts on some of their tokens.
+
+    Loads are those of `profile` where one is given, else of the text. `weights`: hidden units are compared too.
+    RequestError for a dense model, a profile of another one, and text that is too little.
+    """
+    profiler = Profiler(decoder, name)
+    if profile is not None:
+        check_profile(profile, profiler.profile.model)
+    tokens = sum(len(part.ids) for part in parts)
+    check_enough(profiler.profile.model, tokens if profile is None else profile.counts.tokens)
+    inputs = SharedInputs(decoder, tokens)
+    steps, done = len(parts) + len(inputs.layers), 0
+    with inputs.watching():
+        for batch in batches(parts):
+            profiler.show(batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, steps)
+    judged = profiler.profile if profile is None else profile
+    experts = dict[int, LayerExperts | None]()
+    for index, layer in inputs.layers.items():
+        experts[index] = measure_experts(decoder, index, layer, weights=weights)
+        done += 1
+        if progress is not None:
+            progress(done, steps)
+    massive = tuple(index for index, layer in inputs.layers.items() if _is_massive(layer))
+    loads = {index: _loads(judged, at) for at, index in enumerate(judged.model.layers)}
+    return Examined(judged, loads, experts, massive, super_experts(judged, experts, massive))
+
+
+def check_profile(profile: RoutingProfile, model: ProfiledModel) -> None:
+    """RequestError unless a profile is of this model's weights."""
+    check_same_shape(profile.model, model)
+    if profile.model.version != model.version:
+        raise RequestError(
+            f"the profile is of other weights, {profile.model.name} {profile.model.version[:12]}, than {model.name} "
+            f"{model.version[:12]}; to see what changed between them, hold this model against it"
+        )
+
+
+def check_enough(model: ProfiledModel, tokens: int) -> None:
+    """RequestError where the mean expert would have less than `FEWEST_CHOICES` assignments."""
+    least = math.ceil(FEWEST_CHOICES * model.experts / model.top_k)
+    if tokens < least:
+        raise RequestError(
+            f"the text has {tokens:,} token{'s' * (tokens != 1)}, which is too little to judge {model.experts} experts "
+            f"by: give at least {least:,}, so that the mean expert is chosen {FEWEST_CHOICES} times"
+        )
+
+
+def batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Windows that go through the model together."""
+    batch, tokens = list[Part](), 0
+    for part in parts:
+        if batch and tokens + len(part.ids) > AT_ONCE:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(part)
+        tokens += len(part.ids)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def choices(decoder: Decoder, parts: Sequence[Part]) -> Routing:
+    """Which experts the first tokens of some windows go to, up to `COMPARED`."""
+    found, tokens = list[Routing](), 0
+    for batch in batches(parts):
+        if tokens >= COMPARED:
+            break
+        shown = Batch.of([part.ids for part in batch], device=decoder.device)
+        output = decoder(shown, want=Want(logits="none", routing="choice"))
+        found.append(output.routing.detach())
+        tokens += len(shown)
+    return Routing.join(found)
+
+
+def with_reference(
+    examined: Examined, reference: RoutingProfile, own: Routing | None = None, other: Routing | None = None
+) -> Examined:
+    """The same, to be held against another model's profile, and against its choices where there are those."""
+    check_same_shape(examined.profile.model, reference.model)
+    same = {} if own is None or other is None else saturation(own, other)
+    return replace(examined, reference=reference, saturation=same)
+
+
+def super_experts(
+    profile: RoutingProfile, experts: Mapping[int, LayerExperts | None], massive: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Experts whose largest output is above 99.5 % of all experts' and a tenth of the largest, in massive layers.
+
+    Largest outputs are those for tokens that chose the expert, where the profile has them; else for shared tokens.
+    """
+    if profile.outputs is not None:
+        peaks = {index: profile.outputs.peaks_LE[at] for at, index in enumerate(profile.model.layers)}
+    else:
+        peaks = {index: found.peaks_E.numpy() for index, found in experts.items() if found is not None}
+    if not peaks:
+        return ()
+    all_X = np.concatenate([peaks_E[np.isfinite(peaks_E)] for peaks_E in peaks.values()])
+    least = (
+        max(float(np.quantile(all_X, _SUPER_QUANTILE)), _SUPER_PART * float(all_X.max())) if len(all_X) else math.inf
+    )
+    return tuple(
+        (index, int(expert)) for index in massive if index in peaks for expert in np.flatnonzero(peaks[index] > least)
+    )
+
+
+def _is_massive(layer: LayerInputs) -> bool:
+    return math.isfinite(layer.largest) and layer.largest > max(_MASSIVE, _MASSIVE_TIMES * layer.median)
+
+
+def _loads(profile: RoutingProfile, at: int) -> LayerLoads | None:
+    return layer_loads(profile, at) if profile.counts.counts_LE[at].any() else None
