@@ -96,7 +96,7 @@ def matrix(slot: Slot, view: ProfileView) -> None:
     axes.set_anchor("NW")
     step = max(1, -(-len(order) // 20))
     names = [str(expert) for expert in order[::step]]
-    axes.set_xticks(range(0, len(order), step), names, rotation=90)
+    axes.set_xticks(range(0, len(order), step), names, rotation=90 if len(order) > _FEW else 0)
     axes.set_yticks(range(0, len(order), step), names)
     label(axes, "experts, alike side by side")
     axes.set_title(f"layer {view.profile.model.layers[row]}", fontsize=9, loc="left", fontweight="bold", color=INK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,5 +89,6 @@ def _write(page: str, out: Path) -> None:
         place.write_text(page, "utf-8")
         place.replace(out)
     except OSError as error:
-        place.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            place.unlink()
         raise MachineError(f"{out}: cannot be written: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Domains of a profile against chance: the null is one, planted specialists are found, and what cannot be said is not."""
+"""Domains of a profile against chance: the null is one, planted specialists are found, too little is refused."""
 
 from __future__ import annotations
 

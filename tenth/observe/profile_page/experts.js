@@ -11,7 +11,7 @@ function drawGraph() {
   const edges = data.pairs.edges && data.pairs.edges[state.row];
   if (!edges) return why(place, data.pairs.why || "No pairs of this layer are in the page.");
   const order = data.matrices[0].orders[data.matrices[0].rows.indexOf(state.row)];
-  const size = Math.min(place.clientWidth, 640), middle = size / 2, radius = middle - 38, lit = css("--accent");
+  const size = Math.min(place.clientWidth, 640), middle = size / 2, radius = middle - 38, edge = theme() === "dark" ? "#f59e3d" : "#c25700";
   const svg = drawn(place, "svg", { width: size, height: size, viewBox: `0 0 $${size} $${size}`, role: "img", "aria-label": `$${label}, layer $${layerName(state.row)}` });
   const angle = {}, at = (expert, r) => [middle + r * Math.cos(angle[expert]), middle + r * Math.sin(angle[expert])];
   order.forEach((expert, rank) => { angle[expert] = (2 * Math.PI * (rank + 0.5)) / E - Math.PI / 2; });
@@ -19,7 +19,7 @@ function drawGraph() {
   for (const [i, j, lift, tokens] of [...edges].reverse()) {
     const [a, b] = [at(i, radius), at(j, radius)], near = Math.abs(Math.sin((angle[i] - angle[j]) / 2));
     const [cx, cy] = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2].map((v) => v + (middle - v) * (0.35 + 0.45 * near)), t = Math.log(lift) / most;
-    const path = drawn(svg, "path", { d: `M$${a}Q$${cx},$${cy} $${b}`, fill: "none", stroke: theme() === "dark" ? "#f59e3d" : "#c25700", "stroke-width": 0.6 + 3.4 * t, "stroke-opacity": 0.25 + 0.6 * t });
+    const path = drawn(svg, "path", { d: `M$${a}Q$${cx},$${cy} $${b}`, fill: "none", stroke: edge, "stroke-width": 0.6 + 3.4 * t, "stroke-opacity": 0.25 + 0.6 * t });
     found.push([path, i, j]);
     listen(path, () => `Experts $${i} and $${j}, layer $${layerName(state.row)}\n$${number(lift)} × as often as loads explain\n$${number(tokens)} tokens chose both`);
   }
@@ -37,7 +37,7 @@ function drawGraph() {
     drawn(svg, "text", { x: tx, y: ty, "text-anchor": flip ? "end" : "start", "dominant-baseline": "central", transform: `rotate($${E <= 24 ? 0 : flip ? turn + 180 : turn} $${tx} $${ty})` }, expert);
   });
   if (!edges.length) why(place, "No pair of experts of this layer comes together clearly more often than loads explain.");
-  else { lineKey(legend, `$${number(edges[edges.length - 1][2])} ×`, "#c25700", 1); lineKey(legend, `$${number(edges[0][2])} × as often as loads explain`, "#c25700", 4); }
+  else { lineKey(legend, `$${number(edges[edges.length - 1][2])} ×`, edge, 1); lineKey(legend, `$${number(edges[0][2])} × as often as loads explain`, edge, 4); }
   if (domains) domainKeys(legend);
   key(legend, domains ? "serves no domain above others" : "expert", { background: css("--soft"), width: "12px", borderRadius: "6px" });
 }
@@ -76,7 +76,7 @@ function drawMatrix() {
 }
 
 function drawOutputs() {
-  for (const part of ["norms", "saliency", "peaks"]) {
+  for (const [part, noun] of [["norms", "mean norm"], ["saliency", "mean saliency"], ["peaks", "peak"]]) {
     if (!document.getElementById(part)) continue;
     const { place, legend, label } = picture(part);
     if (!data.outputs) { why(place, "Not drawn: the profile was made without measuring outputs."); continue; }
@@ -86,7 +86,7 @@ function drawOutputs() {
       rows: L, cols: E, label, axis: "expert →  (rows: layers)", rowName: layerName, colName: String,
       colour: (r, c) => (values[r][c] === null ? css("--line") : ramp(VIRIDIS, values[r][c] > 0 ? Math.log(values[r][c] / low) / Math.log(high / low) : 0)),
       mark: (r, c) => (supers.has(r * E + c) ? "ring" : null),
-      words: (r, c) => loadWords(r, c) + `\n$${label}: $${number(values[r][c])}` + (supers.has(r * E + c) ? "\nsuper expert" : ""),
+      words: (r, c) => loadWords(r, c) + `\n$${noun} $${number(values[r][c])}` + (supers.has(r * E + c) ? "\nsuper expert" : ""),
     });
     bar(legend, VIRIDIS, [low, Math.sqrt(low * high), high].map((v) => number(v, 2)));
     key(legend, "no work measured", { background: css("--line"), width: "12px" });

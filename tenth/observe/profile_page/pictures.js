@@ -36,7 +36,7 @@ function drawLoads() {
     rows: L, cols: E, label, axis: state.byLoad ? "rank of expert by load →  (rows: layers)" : "expert →  (rows: layers)",
     colour: (r, c) => (loads[r][order[r][c]] === null ? css("--line") : diverging(Math.log2(loads[r][order[r][c]]), data.octaves)),
     mark: (r, c) => (data.counts[r][order[r][c]] === 0 ? "dead" : null),
-    rowName: layerName, colName: String, words: (r, c) => loadWords(r, order[r][c]),
+    rowName: layerName, colName: (c) => String(state.byLoad ? c + 1 : c), words: (r, c) => loadWords(r, order[r][c]),
   });
   bar(legend, DIVERGING[theme()], ["⅛ ×", "¼", "½", "mean", "2", "4", "8 ×"]);
   key(legend, "dead: no tokens", { background: css("--ink"), width: "12px" });
