@@ -34,7 +34,7 @@ def command(
     tokens: Annotated[
         int, typer.Option("--tokens", min=2, help="So many of the corpus, from its beginning.", rich_help_panel=_PARITY)
     ] = 4096,
-    context: Annotated[
+    window: Annotated[
         int, typer.Option("--context", min=2, help="Tokens that see each other.", rich_help_panel=_PARITY)
     ] = 512,
     full: Annotated[
@@ -89,7 +89,7 @@ def command(
     chosen = VerifyOptions(1.0 if full else 1 / 16, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:
         found = _measured(
-            (a, b), corpus, questions, chosen, report, tokens=tokens, context=context, gate=bars, key=api_key,
+            (a, b), corpus, questions, chosen, report, tokens=tokens, context=window, gate=bars, key=api_key,
             models={"dtype": dtype, "backend": backend, "threads": threads},
         )  # fmt: skip
     if out is not None:

@@ -86,7 +86,7 @@ def unit_similarity(table: ExpertTable) -> Tensor:
 
 def chance_similarity(table: ExpertTable) -> float:
     """About what `unit_similarity` is for unrelated experts: the largest of F normal cosines."""
-    return min((2 * math.log(max(table.intermediate_size, 2)) / _directions(table)) ** 0.5, 0.9)
+    return min(math.sqrt(2 * math.log(max(table.intermediate_size, 2)) / _directions(table)), 0.9)
 
 
 def _directions(table: ExpertTable) -> int:

@@ -219,7 +219,8 @@ def median_similarity(experts: LayerExperts) -> float:
     """Of the outputs of two experts, unbiased CKA; NaN where there is none."""
     if experts.unbiased_EE is None or len(experts.unbiased_EE) < 2:
         return math.nan
-    return float(experts.unbiased_EE[tuple(torch.triu_indices(*experts.unbiased_EE.shape, 1))].nanmedian())
+    above_EE = torch.ones_like(experts.unbiased_EE, dtype=torch.bool).triu(1)
+    return float(experts.unbiased_EE[above_EE].nanmedian())
 
 
 def _copied_words(experts: LayerExperts, at: Thresholds) -> str:

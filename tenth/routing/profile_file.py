@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def write_profile(profile: RoutingProfile, path: Path, progress: dict[str, Any] 
         beside.write_bytes(to_bytes(profile, progress))
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be none
+            beside.unlink()
         raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
 
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenth.errors import FileFormatError, RequestError
+from tenth.errors import FileFormatError, MachineError, RequestError
 from tenth.routing.profile import Block, ProfiledModel, RoutingProfile, Span
 from tenth.routing.profile_file import from_bytes, is_profile, read_profile, read_unfinished, to_bytes, write_profile
 from tenth.routing.record import LayerRouting, Routing
@@ -191,6 +191,8 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot be read"):
         read_profile(tmp_path / "none")
     assert [one.name for one in path.parent.iterdir()] == ["p.profile"]
+    with pytest.raises(MachineError, match="cannot be written"):
+        write_profile(profile(1), path / "below" / "a.profile")
 
 
 def test_broken_files_are_one_line() -> None:
