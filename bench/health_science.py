@@ -38,7 +38,7 @@ from tenth.model.experts import SparseMlp
 from tenth.observe.health import Examined, choices, examine, with_reference
 from tenth.observe.health_inputs import SharedInputs
 from tenth.observe.health_similarity import nearest
-from tenth.observe.health_verdict import judge, median_similarity, units_excess
+from tenth.observe.health_verdict import judge
 from tenth.observe.profiling import Part
 from tenth.routing.profile import BLOCKS
 from tenth.weights.checkpoint import open_checkpoint
@@ -139,7 +139,7 @@ def scores(examined: Examined) -> dict[str, float]:
     """The largest of each measure over the layers."""
     loads = [found for found in examined.loads.values() if found is not None]
     experts = [found for found in examined.experts.values() if found is not None]
-    units = [excess for found in experts if (excess := units_excess(found)) is not None]
+    units = [excess for found in experts if (excess := found.shared_EE) is not None]
     drift = judge(examined).drift.values()
     return {
         "dead": max(len(found.dead) for found in loads) / examined.profile.model.experts,
@@ -150,7 +150,7 @@ def scores(examined: Examined) -> dict[str, float]:
         "entropy_least": min(found.router_entropy for found in loads),
         "units": max(float(nearest(excess_EE)[0].max()) for excess_EE in units),
         "cka": max(float(nearest(found.unbiased_EE)[0].max()) for found in experts if found.unbiased_EE is not None),
-        "alike": max(median_similarity(found) for found in experts),
+        "alike": max(found.median_cka for found in experts),
         "dispersion": max(found.dispersion for found in loads),
         "drift": max((found.excess for found in drift), default=math.nan),
         "agreement": min((found.agreement for found in drift if found.agreement is not None), default=math.nan),

@@ -5,6 +5,7 @@ N shared tokens, D model width, E experts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,14 @@ from torch import Tensor
 from tenth.model.decoder import Decoder
 from tenth.model.experts import SparseMlp
 from tenth.observe.health_inputs import LayerInputs, forced_outputs
-from tenth.observe.health_similarity import centred_gram, chance_similarity, linear_cka, unit_similarity, without_bias
+from tenth.observe.health_similarity import (
+    centred_gram,
+    chance_similarity,
+    linear_cka,
+    nearest,
+    unit_similarity,
+    without_bias,
+)
 
 FEWEST = 16
 """Shared tokens under which outputs are not compared."""
@@ -38,6 +46,29 @@ class LayerExperts:
     unbiased_EE: Tensor | None = None
     units_EE: Tensor | None = None
     units_chance: float = 0.0
+
+    @property
+    def shared_EE(self) -> Tensor | None:
+        """Units that two experts have in common (E, E), beyond chance: about 0 for unrelated ones, 1 for copies."""
+        if self.units_EE is None:
+            return None
+        return (self.units_EE - self.units_chance) / (1 - self.units_chance)
+
+    @property
+    def median_cka(self) -> float:
+        """Of the outputs of two experts, U-centred; NaN where none were compared."""
+        if self.unbiased_EE is None or len(self.unbiased_EE) < 2:
+            return math.nan
+        row_P, column_P = torch.triu_indices(len(self.unbiased_EE), len(self.unbiased_EE), offset=1)
+        return float(self.unbiased_EE[row_P, column_P].nanmedian())
+
+    def doubles(self, shared: float, cka: float) -> list[int]:
+        """Experts that have more in common with another one than either of these; silent ones are none."""
+        found = set[int]()
+        for similar_EE, least in ((self.shared_EE, shared), (self.unbiased_EE, cka)):
+            if similar_EE is not None:
+                found |= set((nearest(similar_EE)[0] > least).nonzero()[:, 0].tolist())
+        return sorted(found - set(self.silent))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 from tenth.observe.health import Examined
 from tenth.observe.health_experts import LayerExperts
 from tenth.observe.health_similarity import nearest
-from tenth.observe.health_verdict import Health, median_similarity, units_excess
+from tenth.observe.health_verdict import Health
 
 Json = dict[str, Any]
 
@@ -51,13 +51,13 @@ def _layer(examined: Examined, health: Health, at: int, index: int) -> Json:
 
 
 def _experts(experts: LayerExperts) -> Json:
-    units_EE = units_excess(experts)
+    units_EE = experts.shared_EE
     found: Json = {
         "broken": experts.broken,
         "silent": experts.silent,
         "peak": experts.peaks_E.tolist(),
         "norm": experts.norms_E.tolist(),
-        "median_cka": median_similarity(experts),
+        "median_cka": experts.median_cka,
     }
     for name, similar_EE in (("cka", experts.cka_EE), ("cka_unbiased", experts.unbiased_EE), ("units", units_EE)):
         largest_E, partner_E = (torch.empty(0),) * 2 if similar_EE is None else nearest(similar_EE)
@@ -108,11 +108,11 @@ def _row(examined: Examined, health: Health, index: int) -> list[str]:
 
 
 def _similar(experts: LayerExperts) -> list[str]:
-    units_EE = units_excess(experts)
+    units_EE = experts.shared_EE
     if experts.unbiased_EE is None or units_EE is None or len(units_EE) < 2:
         return ["-"] * 3
     largest = [max(float(nearest(similar_EE)[0].max()), 0.0) for similar_EE in (experts.unbiased_EE, units_EE)]
-    return [f"{median_similarity(experts):.2f}", f"{largest[0]:.2f}", f"{largest[1]:.0%}"]
+    return [f"{experts.median_cka:.2f}", f"{largest[0]:.2f}", f"{largest[1]:.0%}"]
 
 
 def told(examined: Examined, health: Health) -> list[str]:

@@ -59,9 +59,8 @@ def unit_vectors(table: ExpertTable, index: int, signs_X: Tensor | None) -> Tens
     parts_F3D = torch.stack((gate_FD, up_FD, w2_DF.float().cpu().T), 1)
     whole_FX = F.normalize(parts_F3D, dim=-1).flatten(1)
     if signs_X is not None:
-        whole_FX = (
-            (F.pad(whole_FX, (0, -whole_FX.shape[1] % _DIRECTIONS)) * signs_X).unflatten(1, (-1, _DIRECTIONS)).sum(1)
-        )
+        padded_FX = F.pad(whole_FX, (0, -whole_FX.shape[1] % _DIRECTIONS)) * signs_X
+        whole_FX = padded_FX.view(len(whole_FX), -1, _DIRECTIONS).sum(1)
     return F.normalize(whole_FX, dim=-1)
 
 

@@ -5,18 +5,28 @@ E experts.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
-
-import torch
 
 from tenth.observe.health import Examined
 from tenth.observe.health_drift import LayerDrift, drifts
 from tenth.observe.health_experts import LayerExperts
 from tenth.observe.health_loads import LayerLoads
-from tenth.observe.health_similarity import nearest
+from tenth.observe.health_words import (
+    alike_words,
+    certain_words,
+    copied_words,
+    dead_words,
+    full_words,
+    lost_words,
+    moved_words,
+    numbered,
+    pair_words,
+    silent_words,
+    uneven_words,
+    unsure_words,
+)
 
 F = TypeVar("F")
 
@@ -31,13 +41,13 @@ class Thresholds:
     """
 
     dead: float = 0.05  # share of a layer's experts; healthy: 0
-    concentration: float = 0.3  # of the busiest expert, less chance; healthy: up to 0.08, half collapsed: 0.45
+    concentration: float = 0.2  # of the busiest expert, less chance; healthy: up to 0.08, half driven: from 0.32
     violation: float = 0.75  # MaxVio that a concentrated layer has too: where most experts work, all are chosen often
-    effective: float = 0.7  # share of experts that would do the work; healthy: from 0.97, half collapsed: 0.58
+    effective: float = 0.7  # share of experts that would do the work; healthy: from 0.97, half driven: 0.57 to 0.76
     undecided: float = 0.995  # router entropy of a softmax; healthy: 0.78 to 0.87; a note, no alarm
     certain: float = 0.02
     together: float = 0.9  # of the way from chance to two experts that always work together; a note
-    units: float = 0.25  # of the way from the cosines of chance to copies; healthy: below 0, half blended: 0.57
+    units: float = 0.25  # of the way from the cosines of chance to copies; healthy: below 0, half blended: from 0.60
     cka: float = 0.995  # unbiased, of two experts; healthy: up to 0.97 where a few tokens outweigh the rest
     alike: float = 0.9  # its median over all pairs of a layer; healthy: up to 0.29
     shift: float = 0.0125  # bits of Jensen-Shannon divergence beyond chance; broad: up to 0.008, narrow: from 0.018
@@ -94,7 +104,7 @@ def judge(examined: Examined, at: Thresholds = FROZEN) -> Health:
         *_loads(examined, at),
         *_routers(examined, at),
         *_experts(examined, at),
-        *_changes(drift, at),
+        *_changes(examined, drift, at),
         *_notes(examined, at),
     ]
     return Health(tuple(found), drift)
@@ -108,12 +118,12 @@ def _numbers(examined: Examined) -> list[Finding]:
     broken = dict(zip(examined.profile.model.layers, examined.profile.counts.broken_L.tolist(), strict=True))
     for index, experts in examined.experts.items():
         behind = tuple(other for other in examined.experts if other > index)
-        rest = f"; layers behind it ({_numbered(behind)}) are judged by what is left" if behind else ""
+        rest = f"; layers behind it ({numbered(behind)}) are judged by what is left" if behind else ""
         if experts is None:
             words = f"layer {index}: all that comes to its experts is no number: something before them is broken"
             return [Finding("broken", True, (index,), words + rest, _NUMBERS)]
         if experts.broken:
-            words = f"layer {index}: experts {_numbered(experts.broken)} answer with what is no number"
+            words = f"layer {index}: experts {numbered(experts.broken)} answer with what is no number"
             return [Finding("broken", True, (index,), words + rest, _NUMBERS)]
         if broken[index]:
             words = f"layer {index}: gates of {broken[index]:,} tokens are no numbers"
@@ -131,29 +141,14 @@ def _loads(examined: Examined, at: Thresholds) -> list[Finding]:
     full = {i: f for i, f in loads.items() if f.surely > at.concentration and f.max_violation > at.violation}
     uneven = {i: f for i, f in loads.items() if f.effective < at.effective and i not in dead and i not in full}
     return [
-        *_about(dead, "dead", len_of_dead, lambda i, f: _dead_words(f, count), _BALANCE),
-        *_about(full, "concentrated", lambda f: f.surely, lambda i, f: _full_words(f, examined), _BALANCE),
-        *_about(uneven, "uneven", lambda f: -f.effective, lambda i, f: _uneven_words(f, count), _BALANCE),
+        *_about(dead, "dead", _dead, lambda i, f: dead_words(f, count), _BALANCE),
+        *_about(full, "concentrated", lambda f: f.surely, lambda i, f: full_words(f, examined), _BALANCE),
+        *_about(uneven, "uneven", lambda f: -f.effective, lambda i, f: uneven_words(f, count), _BALANCE),
     ]
 
 
-def len_of_dead(found: LayerLoads) -> float:
-    """How many experts are dead."""
+def _dead(found: LayerLoads) -> float:
     return len(found.dead)
-
-
-def _dead_words(found: LayerLoads, count: int) -> str:
-    return f"{len(found.dead)} of {count} experts get next to no work ({_numbered(found.dead)})"
-
-
-def _full_words(found: LayerLoads, examined: Examined) -> str:
-    model = examined.profile.model
-    fair = model.top_k / model.experts
-    return f"expert {found.busiest} is chosen by {found.top_share:.0%} of the tokens, fair is {fair:.0%}"
-
-
-def _uneven_words(found: LayerLoads, count: int) -> str:
-    return f"the work of {count} experts is spread as over {found.effective * count:.1f}"
 
 
 def _routers(examined: Examined, at: Thresholds) -> list[Finding]:
@@ -167,17 +162,9 @@ def _routers(examined: Examined, at: Thresholds) -> list[Finding]:
     certain = {i: f for i, f in loads.items() if f.router_entropy < at.certain}
     advice = "look at the size of its rows and of what it reads; a z-loss (`balance.z_weight`) keeps scores small"
     return [
-        *_about(unsure, "undecided", _entropy, lambda i, f: _unsure_words(f), "", alarm=False),
-        *_about(certain, "certain", lambda f: -_entropy(f), lambda i, f: _certain_words(f), advice),
+        *_about(unsure, "undecided", _entropy, lambda i, f: unsure_words(f), "", alarm=False),
+        *_about(certain, "certain", lambda f: -_entropy(f), lambda i, f: certain_words(f), advice),
     ]
-
-
-def _unsure_words(found: LayerLoads) -> str:
-    return f"it chooses, but hardly weighs: its scores are nearly equal (entropy {found.router_entropy:.4f} of 1)"
-
-
-def _certain_words(found: LayerLoads) -> str:
-    return f"it gives all weight to one expert (entropy {found.router_entropy:.4f} of 1)"
 
 
 def _entropy(found: LayerLoads) -> float:
@@ -187,89 +174,51 @@ def _entropy(found: LayerLoads) -> float:
 # ---- experts
 
 
-def units_excess(experts: LayerExperts) -> torch.Tensor | None:
-    """Similarity of hidden units (E, E) beyond what chance gives: 0 is chance, 1 are copies."""
-    if experts.units_EE is None:
-        return None
-    return (experts.units_EE - experts.units_chance) / (1 - experts.units_chance)
-
-
-def doubles(experts: LayerExperts, at: Thresholds) -> list[int]:
-    """Experts that have a double: alike units, or outputs that are the same up to rotation and scale."""
-    found = set[int]()
-    for similar_EE, least in ((units_excess(experts), at.units), (experts.unbiased_EE, at.cka)):
-        if similar_EE is not None:
-            found |= set((nearest(similar_EE)[0] > least).nonzero()[:, 0].tolist())
-    return sorted(found - set(experts.silent))
-
-
 def _experts(examined: Examined, at: Thresholds) -> list[Finding]:
     known = {index: found for index, found in examined.experts.items() if found is not None}
-    copied = {index: found for index, found in known.items() if doubles(found, at)}
-    alike = {i: f for i, f in known.items() if i not in copied and median_similarity(f) > at.alike}
+    copied = {index: found for index, found in known.items() if found.doubles(at.units, at.cka)}
+    alike = {i: f for i, f in known.items() if i not in copied and f.median_cka > at.alike}
     silent = {index: found for index, found in known.items() if found.silent}
     return [
-        *_about(copied, "copies", lambda f: len(doubles(f, at)), lambda i, f: _copied_words(f, at), _DOUBLES),
-        *_about(alike, "alike", median_similarity, lambda i, f: _alike_words(f), _DOUBLES),
-        *_about(silent, "silent", lambda f: len(f.silent), lambda i, f: _silent_words(f), _NUMBERS),
+        *_about(copied, "copies", _doubles(at), lambda i, f: copied_words(f, f.doubles(at.units, at.cka)), _DOUBLES),
+        *_about(alike, "alike", lambda f: f.median_cka, lambda i, f: alike_words(f), _DOUBLES),
+        *_about(silent, "silent", lambda f: len(f.silent), lambda i, f: silent_words(f), _NUMBERS),
     ]
 
 
-def median_similarity(experts: LayerExperts) -> float:
-    """Of the outputs of two experts, unbiased CKA; NaN where there is none."""
-    if experts.unbiased_EE is None or len(experts.unbiased_EE) < 2:
-        return math.nan
-    above_EE = torch.ones_like(experts.unbiased_EE, dtype=torch.bool).triu(1)
-    return float(experts.unbiased_EE[above_EE].nanmedian())
-
-
-def _copied_words(experts: LayerExperts, at: Thresholds) -> str:
-    found = doubles(experts, at)
-    assert experts.unbiased_EE is not None
-    similar_EE = units_excess(experts)
-    _, partner_E = nearest(experts.unbiased_EE if similar_EE is None else similar_EE)
-    first, second = found[0], int(partner_E[found[0]])
-    shared = "" if similar_EE is None else f"{max(float(similar_EE[first, second]), 0):.0%} of their units in common, "
-    cka = float(experts.unbiased_EE[first, second])
-    return (
-        f"{len(found)} of {len(experts.norms_E)} experts have a double ({_numbered(found)}); "
-        f"{first} and {second} have {shared}CKA of outputs {cka:.2f}"
-    )
-
-
-def _alike_words(experts: LayerExperts) -> str:
-    return f"all experts answer alike (median CKA of two {median_similarity(experts):.2f})"
-
-
-def _silent_words(experts: LayerExperts) -> str:
-    return f"experts {_numbered(experts.silent)} answer with next to nothing"
+def _doubles(at: Thresholds) -> Callable[[LayerExperts], float]:
+    return lambda found: len(found.doubles(at.units, at.cka))
 
 
 # ---- change
 
 
-def _changes(drift: Mapping[int, LayerDrift], at: Thresholds) -> list[Finding]:
+def _changes(examined: Examined, drift: Mapping[int, LayerDrift], at: Thresholds) -> list[Finding]:
+    """Loads of unlike texts differ for that: they are told, but are no alarm."""
     moved = {index: found for index, found in drift.items() if found.excess > at.shift}
     lost = {
         index: found
         for index, found in drift.items()
         if found.agreement is not None and found.agreement < at.saturation
     }
+    if not drift:
+        return []
     advice = (
         "if it was trained on: mix in some of the text it had before, lower the learning rate, or freeze the routers"
     )
     return [
-        *_about(moved, "load drift", lambda f: f.excess, lambda i, f: _moved_words(f), advice),
-        *_about(lost, "choice drift", lambda f: -(f.agreement or 0.0), lambda i, f: _lost_words(f), advice),
+        *_about(
+            moved, "load drift", lambda f: f.excess, lambda i, f: moved_words(f), advice, alarm=_same_text(examined)
+        ),
+        *_about(lost, "choice drift", lambda f: -(f.agreement or 0.0), lambda i, f: lost_words(f), advice),
     ]
 
 
-def _moved_words(found: LayerDrift) -> str:
-    return f"its load has moved by {found.divergence:.2f} bits, chance alone by {found.chance:.2f}"
-
-
-def _lost_words(found: LayerDrift) -> str:
-    return f"both routers make the same choice in {found.saturation:.0%} of the cases"
+def _same_text(examined: Examined) -> bool:
+    """Whether both profiles have as many tokens of the same domains, as those of one corpus have."""
+    assert examined.reference is not None
+    one, other = examined.profile.by_domain(), examined.reference.by_domain()
+    return {name: block.tokens for name, block in one.items()} == {name: block.tokens for name, block in other.items()}
 
 
 # ---- notes
@@ -279,26 +228,24 @@ def _notes(examined: Examined, at: Thresholds) -> list[Finding]:
     loads = {index: found for index, found in examined.loads.items() if found is not None}
     count, found = examined.profile.model.experts, list[Finding]()
     few = {index: load for index, load in loads.items() if 0 < len(load.dead) < max(at.dead * count, 1)}
-    found += _about(few, "few dead", len_of_dead, lambda i, f: _dead_words(f, count), "", alarm=False)
+    found += _about(few, "few dead", _dead, lambda i, f: dead_words(f, count), "", alarm=False)
     together = {index: load for index, load in loads.items() if _together(load) > at.together}
-    found += _about(together, "together", _together, lambda i, f: _pair_words(f), "", alarm=False)
+    found += _about(together, "together", _together, lambda i, f: pair_words(f), "", alarm=False)
     if examined.super_experts:
         names = ", ".join(f"L{layer}E{expert}" for layer, expert in examined.super_experts)
         layers = tuple(sorted({layer for layer, _ in examined.super_experts}))
         found.append(Finding("super experts", False, layers, names, "keep them when pruning or quantising"))
     if unsure := tuple(index for index, load in loads.items() if not load.tells_dead):
-        words = f"layers {_numbered(unsure)}: the text is too little to tell experts without work from chance"
+        words = f"layers {numbered(unsure)}: the text is too little to tell experts without work from chance"
         found.append(Finding("little text", False, unsure, words, "give more, or more documents"))
-    return found  # fmt: skip
+    if examined.reference is not None and not _same_text(examined):
+        words = "the reference's profile is of other text: loads may differ for that alone"
+        found.append(Finding("other text", False, (), words, "make both profiles of one corpus, or name the model"))
+    return found
 
 
 def _together(found: LayerLoads) -> float:
     return (found.co_activation - found.chance_together) / (1.001 - found.chance_together)
-
-
-def _pair_words(found: LayerLoads) -> str:
-    one, other = found.together
-    return f"experts {one} and {other} go together for {found.co_activation:.0%} of the tokens of either"
 
 
 # ---- words
@@ -318,10 +265,5 @@ def _about(
         return []
     layers = tuple(found)
     worst = max(layers, key=lambda index: size(found[index]))
-    where = f"layer {worst}" if len(layers) == 1 else f"layers {_numbered(layers)}, worst layer {worst}"
+    where = f"layer {worst}" if len(layers) == 1 else f"layers {numbered(layers)}, worst layer {worst}"
     return [Finding(kind, alarm, layers, f"{where}: {words(worst, found[worst])}", advice)]
-
-
-def _numbered(numbers: Sequence[int], most: int = 12) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most} more"

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from tenth.commands import app
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
+from tenth.observe.corpora import TextIds
+from tenth.observe.health_text import library_parts
 from tenth.weights.save import save_model
 from tests.api.tiny import tiny_tokenizer
-from tests.observe.health_models import copy_expert, favour, healthy_decoder
+from tests.observe.health_models import balance, copy_expert, favour, healthy_decoder
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -37,17 +39,24 @@ def saved(folder: Path, decoder: Decoder) -> Path:
     return folder
 
 
+def balanced(folder: Path) -> Decoder:
+    """A model whose experts share the bundled text evenly."""
+    return balance(healthy_decoder(), library_parts(TextIds(tiny_tokenizer(folder), "model")))
+
+
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("models") / "healthy", healthy_decoder())
+    folder = tmp_path_factory.mktemp("models")
+    return saved(folder / "healthy", balanced(folder))
 
 
 @pytest.fixture(scope="module")
 def ill(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    decoder = healthy_decoder()
+    folder = tmp_path_factory.mktemp("models")
+    decoder = balanced(folder)
     copy_expert(decoder, 1, 2, 5, shuffled=True)
     favour(decoder, 2, (0, 4), -100)
-    return saved(tmp_path_factory.mktemp("models") / "ill", decoder)
+    return saved(folder / "ill", decoder)
 
 
 def test_a_healthy_model(healthy: Path) -> None:

@@ -15,7 +15,7 @@ from tenth.kernels.weight import DenseExpertTable
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.experts import SparseMlp
 from tenth.model.preset import preset
-from tenth.observe.profiling import Part
+from tenth.observe.profiling import Part, Profiler
 
 EXPERTS, TOP_K = 8, 2
 
@@ -68,3 +68,16 @@ def favour(decoder: Decoder, layer: int, experts: Sequence[int], size: float) ->
     bias_E = sparse(decoder, layer).router.bias_E
     assert bias_E is not None
     bias_E[list(experts)] += size
+
+
+def balance(decoder: Decoder, parts: Sequence[Part], steps: int = 20) -> Decoder:
+    """Move the biases of routers until experts share the work (arXiv 2408.15664), by steps that shrink; returns it."""
+    for step in range(steps):
+        profiler = Profiler(decoder, "model", outputs=False)
+        profiler.show(parts)
+        for at, layer in enumerate(decoder.config.sparse_layers):
+            counts_E = torch.from_numpy(profiler.profile.counts.counts_LE[at]).double()
+            bias_E = sparse(decoder, layer).router.bias_E
+            assert bias_E is not None
+            bias_E += 0.5 * 0.85**step * (counts_E.mean() - counts_E).sign()
+    return decoder

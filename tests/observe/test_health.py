@@ -18,6 +18,7 @@ from tenth.observe.health_experts import measure_experts
 from tenth.observe.health_inputs import LayerInputs, SharedInputs
 from tenth.observe.health_report import layer_lines, record_of, told
 from tenth.observe.health_verdict import Health, judge
+from tenth.observe.health_words import numbered
 from tenth.observe.profiling import Part, Profiler
 from tests.observe.health_models import EXPERTS, copy_expert, favour, healthy_decoder, sparse, stacked, text
 
@@ -167,6 +168,22 @@ def test_experts_that_lost_their_work_since() -> None:
     assert health.drift[2].newly_dead == (1, 5)
     assert health.drift[2].load_entropy < -0.1
     assert "load drift" in health.alarms
+
+
+def test_loads_of_other_text_are_no_alarm() -> None:
+    before = healthy_decoder()
+    favour(before, 2, (1, 5), -100)
+    reference = Profiler(before, "before")
+    reference.show(text(1024, seed=3))
+    health = judge(with_reference(examine(healthy_decoder(), "model", text()), reference.profile))
+    assert {finding.kind: finding.alarm for finding in health.findings} == {"load drift": False, "other text": False}
+    assert health.healthy
+
+
+def test_numbers_as_ranges() -> None:
+    assert numbered([4]) == "4"
+    assert numbered([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert numbered(range(0, 40, 2), most=2) == "0, 2 and 18 more"
 
 
 def test_a_profile_of_other_text() -> None:
