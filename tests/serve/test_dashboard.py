@@ -18,6 +18,7 @@ from tenth.api import Model
 from tenth.kernels.choice import choose_kernels
 from tenth.kernels.packed import PackedFormat
 from tenth.model.preset import preset
+from tenth.observe.profiling import Part, Profiler
 from tenth.serve.guards import GuardOptions, open_guards
 from tenth.weights.budget import Budget, budget_decoder
 from tenth.weights.checkpoint import open_checkpoint
@@ -79,7 +80,7 @@ def groupings(node: Any) -> Iterator[tuple[Any, set[str]]]:
 
 @pytest.fixture(scope="module")
 def scrape(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
-    """Of a server of experts on disk that guesses ahead, with a privacy filter and answers that are kept."""
+    """Of a server of experts on disk that guesses ahead, with a profile, a privacy filter and answers that are kept."""
     folder = tmp_path_factory.mktemp("all")
     config = replace(preset("tiny-moe"), head_dim=32)
     write_synthetic(folder / "model", config, PackedFormat.parse("int4-g32"), seed=1)
@@ -88,10 +89,12 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
         kernels = choose_kernels("cpu", packed=True, head_dim=32, threads=1)
         decoder = budget_decoder(checkpoint.packed, config, kernels, Budget(0, 6, 8192))
     model = Model(decoder, tiny_tokenizer(folder), identity="tiny")
+    profiler = Profiler(decoder, "tiny", outputs=False)
+    profiler.show([Part([1, 2, 3], "text")])
 
     async def run() -> Scrape:
         with open_guards(GuardOptions(state=folder, cache="on", privacy="mask")) as guards:
-            async with serving(model, guards=guards, draft="lookup") as (_, client):
+            async with serving(model, guards=guards, draft="lookup", profile=profiler.profile) as (_, client):
                 body = {"prompt": "write to a.b@example.org", "max_tokens": 30, "temperature": 0, "ignore_eos": True}
                 for _ in range(2):
                     assert (await client.post("/v1/completions", json=body)).status_code == 200
