@@ -62,19 +62,19 @@ def chance_of(stored: RoutingProfile, tokens: int) -> Floats:
     """The divergence of so many tokens of the profile's own text from the rest of it, by layer.
 
     Tokens of one document go to alike experts, so it is measured on the profile's blocks of documents, each against the
-    others of its domain, and taken to fall with the number of tokens. Without two blocks in a domain tokens are taken
-    to be independent, which is less than chance does.
+    others of its domain, and taken to fall with the numbers of tokens on both sides. Without two blocks
+    in a domain tokens are taken to be independent, which is less than chance does.
     """
     domains = stored.by_domain()
-    found, weights = list[Floats](), list[int]()
+    found = list[Floats]()
     for (domain, _), block in stored.blocks.items():
-        rest_LE = domains[domain].counts_LE - block.counts_LE
-        if block.tokens >= FEWEST // 4 and rest_LE.any():
-            found.append(divergences(block.counts_LE, rest_LE))
-            weights.append(block.tokens)
+        rest_LE, rest = domains[domain].counts_LE - block.counts_LE, domains[domain].tokens - block.tokens
+        if block.tokens >= FEWEST // 4 and rest:
+            found.append(divergences(block.counts_LE, rest_LE) / (1 / block.tokens + 1 / rest))
     if not found or not tokens:
         return _independent(stored.counts, tokens)
-    expected_L: Floats = np.nanmean(np.stack(found) * np.array(weights)[:, None], axis=0) / tokens
+    # both sides are samples: of so many tokens, and of the profile's own
+    expected_L: Floats = np.nanmean(np.stack(found), axis=0) * (1 / tokens + 1 / stored.counts.tokens)
     return np.minimum(expected_L, 1.0, out=expected_L)
 
 

@@ -168,6 +168,17 @@ class RoutingProfile:
             own = self.blocks.get(key, none)
             if own.tokens < block.tokens or (own.counts_LE < block.counts_LE).any():
                 raise RequestError(f"the profile to take away is no part of this one: it has more of domain {key[0]!r}")
+        if self._lacks(other):
+            raise RequestError("the profile to take away is no part of this one: it was made with more measures")
+
+    def _lacks(self, other: RoutingProfile) -> bool:
+        """Whether another one has counts, beside those of blocks, which this one has not."""
+        one, two = self.counts, other.counts
+        sums = [(self.pairs_LEE, other.pairs_LEE), (one.broken_L, two.broken_L)]
+        if other.outputs is not None:
+            own = self.outputs or OutputSums.empty(one.counts_LE.shape)
+            sums.append((own.counts_LE, other.outputs.counts_LE))
+        return one.judged < two.judged or any(bool((mine < theirs).any()) for mine, theirs in sums)
 
     def copy(self) -> Self:
         """The same in memory of its own."""

@@ -115,7 +115,7 @@ def from_bytes(data: bytes, where: str) -> tuple[RoutingProfile, dict[str, Any] 
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         head = json.loads(metadata["profile"]) if metadata.get("format") == FORMAT else None
         arrays: Arrays = load(data) if head is not None else {}
-    except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError, MemoryError):
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         head = None
     if not isinstance(head, dict):
         raise FileFormatError(f"{where}: is no routing profile, or a broken one")
@@ -127,7 +127,7 @@ def from_bytes(data: bytes, where: str) -> tuple[RoutingProfile, dict[str, Any] 
         return _profile(head, arrays), head.get("progress")
     except _Wrong as wrong:
         raise FileFormatError(f"{where}: is a broken routing profile: {wrong}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FileFormatError(
             f"{where}: is a broken routing profile: {str(error)[:80] or type(error).__name__}"
         ) from None
@@ -161,6 +161,8 @@ def _profile(head: dict[str, Any], arrays: Arrays) -> RoutingProfile:
         or sum(b.tokens for b in blocks.values()) != counts.tokens
     ):
         raise _Wrong("its blocks do not sum to its counts")
+    if len(blocks) != len(parts) or any((block.counts_LE > block.tokens).any() for block in blocks.values()):
+        raise _Wrong("a block is there twice, or has more assignments of an expert than tokens")
     if (np.diagonal(arrays["pairs"], axis1=1, axis2=2) != counts.counts_LE).any():
         raise _Wrong("its pairs do not agree with its counts")
     outputs = None
@@ -205,3 +207,5 @@ def _check(name: str, array: npt.NDArray[Any], shape: tuple[int, int], blocks: i
         raise _Wrong(f"{name} is {array.dtype} {array.shape}, it must be {expected[1]} {expected[0]}")
     if array.dtype == int64 and (array < 0).any():
         raise _Wrong(f"{name} has a negative count")
+    if array.dtype == float64 and not np.isfinite(array).all():
+        raise _Wrong(f"{name} has values that are no numbers")

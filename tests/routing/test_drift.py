@@ -55,6 +55,13 @@ def test_the_same_text_is_within_chance_and_other_text_is_not(spread: float) -> 
     assert all(drift_from(stored, drawn(SKEW, 200, 20, spread, seed).counts).excess > 0.03 for seed in range(5))
 
 
+def test_a_small_profile_is_a_sample_too() -> None:
+    """Much text of the same kind against a profile of little: what differs is the profile's own noise."""
+    again = [drift_from(drawn(EVEN, 200, 24, 1.0, seed), drawn(EVEN, 200, 2000, 1.0, 99).counts) for seed in range(20)]
+    chance, seen = np.mean([drift.chance_L for drift in again]), np.mean([drift.divergence_L for drift in again])
+    assert chance == pytest.approx(seen, rel=0.35)
+
+
 def test_without_blocks_tokens_are_taken_to_be_independent() -> None:
     stored = drawn(EVEN, 100_000, 1, 1e-6, 1)
     tokens = 1000
