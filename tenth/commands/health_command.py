@@ -98,7 +98,7 @@ def _examined(
         return with_reference(examined, reference)
     own = choices(decoder, parts)
     del decoder
-    before, other = _reference(against, examined, asked, parts, report)
+    before, other = _reference(against, examined, asked, parts, report, memory)
     return with_reference(examined, before, own, other)
 
 
@@ -120,19 +120,19 @@ def _opened(name: str, asked: Asked, report: Report, memory: str | None = None) 
 
 
 def _reference(
-    name: str, examined: Examined, asked: Asked, parts: list[Part], report: Report
+    name: str, examined: Examined, asked: Asked, parts: list[Part], report: Report, memory: str | None
 ) -> tuple[RoutingProfile, Routing]:
     """What another model does with the same tokens. RequestError where its tokens or experts are others."""
     from tenth.errors import RequestError
-    from tenth.observe.health import batches, choices
-    from tenth.observe.profiling import Profiler
+    from tenth.observe.health import AT_ONCE, choices
+    from tenth.observe.profiling import Profiler, batches
     from tenth.routing.profile import check_same_shape
 
-    decoder, theirs = _opened(name, asked, report)
+    decoder, theirs = _opened(name, asked, report, memory=memory)
     profiler = Profiler(decoder, name)
     check_same_shape(examined.profile.model, profiler.profile.model)
     if [part.ids for part in theirs] != [part.ids for part in parts]:
         raise RequestError(f"{name}: its tokenizer makes other tokens of the text: routers cannot be compared")
-    for batch in batches(parts):
+    for batch in batches(parts, AT_ONCE):
         profiler.show(batch)
     return profiler.profile, choices(decoder, parts)

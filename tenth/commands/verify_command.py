@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tenth.observe.parity_gate import Gate
 
 _PARITY = "Parity"
-_MODELS = "Models"
 
 
 def command(

@@ -6,7 +6,7 @@ E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from tenth.observe.corpora import Progress
 from tenth.observe.health_experts import LayerExperts, measure_experts
 from tenth.observe.health_inputs import LayerInputs, SharedInputs
 from tenth.observe.health_loads import LayerLoads, layer_loads
-from tenth.observe.profiling import Part, Profiler
+from tenth.observe.profiling import Part, Profiler, batches
 from tenth.routing.measures import saturation
 from tenth.routing.profile import ProfiledModel, RoutingProfile, check_same_shape
 from tenth.routing.record import Routing
@@ -74,7 +74,7 @@ def examine(
     inputs = SharedInputs(decoder, tokens)
     steps, done = len(parts) + len(inputs.layers), 0
     with inputs.watching():
-        for batch in batches(parts):
+        for batch in batches(parts, AT_ONCE):
             profiler.show(batch)
             done += len(batch)
             if progress is not None:
@@ -111,24 +111,11 @@ def check_enough(model: ProfiledModel, tokens: int) -> None:
         )
 
 
-def batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Windows that go through the model together."""
-    batch, tokens = list[Part](), 0
-    for part in parts:
-        if batch and tokens + len(part.ids) > AT_ONCE:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(part)
-        tokens += len(part.ids)
-    if batch:
-        yield batch
-
-
 @torch.inference_mode()
 def choices(decoder: Decoder, parts: Sequence[Part]) -> Routing:
     """Which experts the first tokens of some windows go to, up to `COMPARED`."""
     found, tokens = list[Routing](), 0
-    for batch in batches(parts):
+    for batch in batches(parts, AT_ONCE):
         if tokens >= COMPARED:
             break
         shown = Batch.of([part.ids for part in batch], device=decoder.device)

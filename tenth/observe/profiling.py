@@ -132,7 +132,7 @@ def profile_text(
     done = shown = _resume(profiler, partial, key)
     saved = time.monotonic()
     parts = _parts(text, ids_of, profiler.vocabulary, options)
-    for batch in _batches(islice(parts, done, None), options.batch):
+    for batch in batches(islice(parts, done, None), options.batch):
         profiler.show(batch)
         shown += len(batch)
         if progress is not None:
@@ -180,7 +180,7 @@ def _parts(text: WatchedText, ids_of: TextIds, vocabulary: int, options: Profile
             yield Part(ids[at : at + options.context], document.domain, block, document.read)
 
 
-def _batches(parts: Iterable[Part], most: int) -> Iterator[list[Part]]:
+def batches(parts: Iterable[Part], most: int) -> Iterator[list[Part]]:
     """As many windows together as have `most` tokens, or one that has more."""
     batch, tokens = list[Part](), 0
     for part in parts:

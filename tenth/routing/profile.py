@@ -110,11 +110,13 @@ class RoutingProfile:
         if step is not None:
             self.take_steps([step], spans)
 
-    def take_steps(self, steps: Sequence[StackedLayers], spans: Sequence[Span]) -> None:
-        """Add the records of some steps, whose tokens are numbered through."""
+    def take_steps(
+        self, steps: Sequence[StackedLayers], spans: Sequence[Span], work: Assignments | None = None
+    ) -> None:
+        """Add the records of some steps, whose tokens are numbered through; `work` as of `RoutingCounts.take`."""
         if not steps:
             return
-        work = Assignments.of(steps)
+        work = work or Assignments.of(steps)
         self.counts.take(steps, work)
         self.pairs_LEE += work.pairs()
         for span in spans:

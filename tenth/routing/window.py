@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import groupby
 
-from tenth.routing.counts import RoutingCounts
+from tenth.routing.counts import Assignments, RoutingCounts
 from tenth.routing.profile import SERVED, ProfiledModel, RoutingProfile, Span
 from tenth.routing.record import RecordKind, Routing
 from tenth.routing.stacked import stacked
@@ -95,9 +95,10 @@ class RoutingWindow:
                 self._slices.append((number, self._empty()))
             steps = [layers for _, routing in group if (layers := stacked(routing)) is not None]
             fresh = self._empty()
-            fresh.take(steps)
+            work = Assignments.of(steps) if steps else None
+            fresh.take(steps, work)
             self._slices[-1][1].add(fresh)
-            self._total.take_steps(steps, [Span(0, fresh.tokens, SERVED)])
+            self._total.take_steps(steps, [Span(0, fresh.tokens, SERVED)], work)
         self._forget()
 
     def _forget(self) -> None:
