@@ -26,6 +26,7 @@ Part = Literal["attention_norm", "attention", "mlp_norm", "router", "experts", "
 
 CosSin = tuple[Tensor, Tensor]
 _FEW = 4  # fewer tokens of an expert say too little of it
+_TURNED = 4.0  # the square of the error of an output turned round, over its own
 _MOST_RATIO = 1e6  # where the other tokens do not err at all
 
 
@@ -82,7 +83,7 @@ class PartErrors:
     """Squares of the differences on A's input and of A's own results, summed over batches, by part.
 
     `agreed` counts how many of A's experts B's router chooses on the same input; `by_token` has the squared difference
-    of each token's experts (T), and which worked on it (T, K).
+    of each token's experts over A's own square (T), and which worked on it (T, K).
     """
 
     differences: dict[str, float] = field(default_factory=dict)
@@ -109,7 +110,10 @@ class PartErrors:
         return self.agreed / self.tokens if self.tokens else None
 
     def worst_expert(self) -> tuple[int, float] | None:
-        """The expert whose tokens err most, and how many times as much as tokens without it; None of too few tokens."""
+        """The expert whose tokens err most, and how many times as much as tokens without it; None of too few tokens.
+
+        Each token counts alike: one that an expert gives a massive output has an error as large, and says nothing.
+        """
         if not self.by_token:
             return None
         squares_T, ids_TK = (torch.cat(parts) for parts in zip(*self.by_token, strict=True))
@@ -148,7 +152,13 @@ def add_errors(
         assert routing.logits_TE is not None, "asked for"
         errors.agreed += overlap(own.routing.experts_TK, b.mlp.router.choose(routing.logits_TE)) * len(h_TD)
         errors.tokens += len(h_TD)
-        errors.by_token.append((torch.linalg.vector_norm(by_feed_TD, dim=-1).double() ** 2, own.routing.experts_TK))
+        errors.by_token.append((_relative_squares(by_feed_TD, own_fed_TD), own.routing.experts_TK))
+
+
+def _relative_squares(difference_TD: Tensor, own_TD: Tensor) -> Tensor:
+    """Of each token, T in float64; at most that of an output turned round, also where A's own is nothing."""
+    squares_T, own_T = (torch.linalg.vector_norm(x_TD, dim=-1).double() ** 2 for x_TD in (difference_TD, own_TD))
+    return torch.where(squares_T > 0, squares_T / own_T, 0.0).clamp(max=_TURNED)
 
 
 def _differing(theirs: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

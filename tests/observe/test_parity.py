@@ -249,6 +249,15 @@ def test_one_flipped_expert_is_named(model: Path, tmp_path: Path) -> None:
     assert (damage["layer"], damage["part"], damage["expert"]) == (3, "experts", 5)
 
 
+def test_a_super_experts_rounding_is_no_damage(model: Path, tmp_path: Path) -> None:
+    def louder(decoder: Decoder) -> None:
+        decoder.get_parameter("layers.3.mlp.experts.w2_EDF")[2] *= 300
+
+    loud = write(tmp_path / "loud", louder)
+    found = compared(loud, quantised(loud, tmp_path / "int4", 4))
+    assert found["verdict"]["kind"] == "compressed"
+
+
 @pytest.mark.parametrize(("name", "part"), [("embedding.values_OI", "embedding"), ("head.weight.values_OI", "head")])
 def test_damaged_ends_are_located(model: Path, tmp_path: Path, name: str, part: str) -> None:
     untied = replace(CONFIG, tie_word_embeddings=False)
