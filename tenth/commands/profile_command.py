@@ -45,11 +45,12 @@ def command(
     What is done is kept every minute beside P (P.partial); the same command goes on with it. Of a running server the
     profile is of all that it computed since it was ready.
     """
+    from tenth.observe.http_client import is_address
     from tenth.observe.profile_text import summary
 
     if out.exists():
         raise RequestError(f"{out}: exists; choose another name or remove it first")
-    if model.startswith(("http://", "https://")):
+    if is_address(model):
         if corpus:
             raise RequestError(f"{model}: a server's profile is of what it has computed; a corpus needs a model")
         profile = _of_server(model, out, api_key)
@@ -80,27 +81,10 @@ def _of_text(model: str, corpus: list[str], out: Path, options: dict[str, object
 
 
 def _of_server(address: str, out: Path, key: str | None) -> RoutingProfile:
-    import httpx
-
+    from tenth.observe.http_client import Client
     from tenth.routing.profile_file import from_bytes, write_profile
 
-    url = address.rstrip("/").removesuffix("/v1") + "/v1/routing/profile"
-    try:
-        answer = httpx.get(url, headers={} if key is None else {"authorization": f"Bearer {key}"}, timeout=60)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise RequestError(f"{url}: {error}") from None
-    if answer.status_code != 200:
-        raise RequestError(f"{url}: answers {answer.status_code}: {_reason(answer.text)}")
-    profile, _ = from_bytes(answer.content, url)
+    client, path = Client(address, key, seconds=60), "/v1/routing/profile"
+    profile, _ = from_bytes(client.ask(path), client.address + path)
     write_profile(profile, out)
     return profile
-
-
-def _reason(text: str) -> str:
-    """The message of an error in OpenAI's form, else the beginning of what was said."""
-    import json
-
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:100]

@@ -122,10 +122,11 @@ def _measured(
     from tenth.api.model import chosen_dtype
     from tenth.errors import RequestError
     from tenth.observe.corpora import TextIds
+    from tenth.observe.http_client import Client, is_address
     from tenth.observe.parity import verify
     from tenth.observe.parity_corpus import read_corpus, read_questions
     from tenth.observe.parity_remote import verify_server
-    from tenth.observe.parity_server import Server, is_address
+    from tenth.observe.parity_server import Server
     from tenth.observe.parity_sides import opened, shared_vocabulary
 
     here = [name for name in names if not is_address(name)]
@@ -146,7 +147,7 @@ def _measured(
         if len(here) == 2:
             return verify(sides[0], sides[1], read, chosen, questions=asked, gate=gate, report=report)
         (address,) = set(names) - set(here)
-        server, last = Server(address, key), address == names[1]
+        server, last = Server(Client(address, key)), address == names[1]
         return verify_server(
             sides[0], server, read, chosen, server_is_b=last, questions=asked, gate=gate, report=report
         )

@@ -132,7 +132,7 @@ def empty_report(a: dict[str, object], b: dict[str, object], corpus: Corpus) -> 
 def _fill(found: Report, a: Side, b: Side, findings: LayerFindings) -> None:
     positions = findings.positions
     found["positions"] = len(positions.kl_N)
-    found["kl"] = divergence(positions, findings.window_N)
+    found["kl"] = divergence(positions.kl_N, findings.window_N)
     found["top1"] = float(positions.same_N.mean())
     ours, theirs = perplexity(positions.loss_a_N), perplexity(positions.loss_b_N)
     ratio = math.exp(min(float((positions.loss_b_N - positions.loss_a_N).mean()), 700.0))

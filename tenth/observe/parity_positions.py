@@ -72,9 +72,8 @@ def _log_sum(logits_V: npt.NDArray[Any], best: int, out_V: npt.NDArray[Any]) -> 
     return float(logits_V[best]) + math.log(total) if total > 0 else math.nan, total
 
 
-def divergence(positions: Positions, window_N: npt.NDArray[np.int64]) -> dict[str, float | None]:
+def divergence(kl_N: Floats, window_N: npt.NDArray[np.int64]) -> dict[str, float | None]:
     """Mean, quantiles and largest KL; `low` and `high` are a 95 % interval of the mean, None for a single window."""
-    kl_N = positions.kl_N
     low, high = interval(kl_N, window_N)
     p50, p99 = (float(value) for value in np.quantile(kl_N, [0.5, 0.99]))
     return {

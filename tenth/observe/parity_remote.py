@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tenth.errors import MachineError, RequestError
+from tenth.errors import RequestError
 from tenth.model.batch import Batch
 from tenth.observe.parity import Report, VerifyOptions, empty_report, judged
 from tenth.observe.parity_corpus import Corpus, Question
 from tenth.observe.parity_gate import Gate
-from tenth.observe.parity_greedy import Agreement, answers_of, pass_rate
+from tenth.observe.parity_heard import Told, hear
 from tenth.observe.parity_parts import NotFinite, check_finite, run_layer
-from tenth.observe.parity_positions import Positions, divergence, perplexity
-from tenth.observe.parity_server import Generated, Server, Spelling, Told
+from tenth.observe.parity_positions import divergence, perplexity
+from tenth.observe.parity_remote_answers import compare_answers, completed
+from tenth.observe.parity_server import Server
 from tenth.observe.parity_sides import Side
+from tenth.observe.parity_spelling import Spelling
 from tenth.observe.parity_verdict import not_finite, verdict
 
 Progress = Callable[[int, int], None]
@@ -50,82 +52,27 @@ def verify_server(
     found = empty_report(*facts, corpus)
     if side.tokenizer is None:
         raise RequestError(f"{side.name}: has no tokenizer, without which a server's tokens cannot be told")
-    spelling = Spelling(side.tokenizer)
+    spelling = Spelling(side.tokenizer, side.config.vocab_size)
     prompts = corpus.prompts[: options.greedy_prompts] if options.greedy_tokens else []
-    generated = _complete(server, prompts, options.greedy_tokens, spelling, report("greedy: the server"))
-    _check_spelling(generated, server, spelling)
-    method, windows, told = _told(server, corpus, prompts, generated, spelling, report("probabilities: the server"))
-    found["server"] = {"side": "b" if server_is_b else "a", "method": method, "positions": len(told)}
-    found["notes"] += _notes(method)
+    generated = completed(server, prompts, options.greedy_tokens, spelling, report("greedy: the server"))
+    heard = hear(server, corpus, prompts, generated, spelling, report("probabilities: the server"))
+    found["server"] = {
+        "side": "b" if server_is_b else "a",
+        "method": heard.method,
+        "positions": len(heard.told),
+        "top1_positions": sum(one.best is not None for one in heard.told),
+    }
+    found["notes"] += [*heard.notes, "routing and layers cannot be measured at an address"]
     try:
-        if told:
-            _fill(found, told, _local(side, windows, told, report("layer by layer")), method, server_is_b=server_is_b)
+        if heard.told:
+            own = _local(side, heard.windows, heard.told, report("layer by layer"))
+            _fill(found, heard.told, own, server_is_b=server_is_b, of_corpus=heard.method != "generated")
     except NotFinite as error:
         found["verdict"] = not_finite(str(error).replace(" of A ", f" of {'A' if server_is_b else 'B'} "))
         return judged(found, gate)
-    _answers(found, side, server, prompts, generated, options, questions, spelling, report, server_is_b=server_is_b)
+    compare_answers(found, side, server, prompts, generated, options, questions, spelling, report, server_is_b)
     found["verdict"] = verdict(found, [])
     return judged(found, gate)
-
-
-def _notes(method: str) -> list[str]:
-    known = "of prompts" if method != "generated" else "of its own answers alone, on which both are compared"
-    return [
-        f"the server tells log-probabilities {known}, of a few tokens each: KL takes all others as one, so that it is "
-        "at most the true one",
-        "routing and layers cannot be measured at an address"
-        + ("; nor can perplexity on the corpus, at this server" if method == "generated" else ""),
-    ]
-
-
-def _complete(
-    server: Server, prompts: Sequence[Sequence[int]], tokens: int, spelling: Spelling, progress: Progress
-) -> list[Generated]:
-    found = []
-    for number, prompt in enumerate(prompts, 1):
-        found.append(server.complete(prompt, tokens, spelling))
-        progress(number, len(prompts))
-    return found
-
-
-def _check_spelling(generated: Sequence[Generated], server: Server, spelling: Spelling) -> None:
-    tokens = [text for one in generated for text in one.tokens]
-    if tokens and 2 * sum(text not in spelling for text in tokens) > len(tokens):
-        raise RequestError(
-            f"{server.address}: most of its tokens are none of the other model's: parity needs one vocabulary"
-        )
-
-
-def _told(
-    server: Server,
-    corpus: Corpus,
-    prompts: Sequence[Sequence[int]],
-    generated: Sequence[Generated],
-    spelling: Spelling,
-    progress: Progress,
-) -> tuple[str, list[list[int]], list[Told]]:
-    """What is told of the corpus, where the server tells it, else of its own answers; with the windows it is about."""
-    first = server.of_prompt(corpus.windows[0], spelling)
-    if first is not None:
-        method, _ = first
-        told = list[Told]()
-        for number, window in enumerate(corpus.windows):
-            again = first if number == 0 else server.of_prompt(window, spelling)
-            for place, logprobs in enumerate(() if again is None else again[1]):
-                if (target := window[place + 1]) in logprobs:
-                    told.append(Told(number, place, target, logprobs, max(logprobs, key=lambda t: logprobs[t])))
-            progress(number + 1, len(corpus.windows))
-        return method, corpus.windows, told
-    windows, told = [], []
-    for number, (prompt, answer) in enumerate(zip(prompts, generated, strict=True)):
-        ids = list(prompt)
-        for token, logprobs, best in answer.told:
-            if token is None:  # what follows would be of another prompt
-                break
-            told.append(Told(number, len(ids) - 1, token, logprobs, best))
-            ids.append(token)
-        windows.append(ids)
-    return "generated", windows, told
 
 
 @torch.inference_mode()
@@ -157,21 +104,19 @@ def _local(side: Side, windows: Sequence[list[int]], told: Sequence[Told], progr
 
 
 def _fill(
-    found: Report, told: Sequence[Told], own: Sequence[dict[str, Any]], method: str, *, server_is_b: bool
+    found: Report, told: Sequence[Told], own: Sequence[dict[str, Any]], *, server_is_b: bool, of_corpus: bool
 ) -> None:
     kl, same, losses = [], [], []
     for one, mine in zip(told, own, strict=True):
         pair = (mine["top"], one.logprobs) if server_is_b else (one.logprobs, mine["top"])
         kl.append(coarse_divergence(*pair))
-        same.append(one.best is not None and one.best == mine["best"])
+        same += [] if one.best is None else [one.best == mine["best"]]
         losses.append([-side[one.target] for side in pair])
-    loss = np.array(losses)
-    positions = Positions(np.array(kl), np.array(same), loss[:, 0], loss[:, 1])
     found["positions"] = len(kl)
-    found["kl"] = divergence(positions, np.array([one.window for one in told]))
-    found["top1"] = float(positions.same_N.mean())
-    if method != "generated":
-        a, b = perplexity(positions.loss_a_N), perplexity(positions.loss_b_N)
+    found["kl"] = divergence(np.array(kl), np.array([one.window for one in told]))
+    found["top1"] = sum(same) / len(same) if same else None
+    if of_corpus:
+        a, b = (perplexity(loss_N) for loss_N in np.array(losses).T)
         found["perplexity"] = {"a": a, "b": b, "ratio": b / a}
 
 
@@ -185,39 +130,3 @@ def coarse_divergence(p: dict[int, float] | Any, q: dict[int, float] | Any) -> f
     if rest_p > _LEAST:
         total += rest_p * math.log(rest_p / max(rest_q, _LEAST))
     return max(total, 0.0)
-
-
-def _answers(
-    found: Report,
-    side: Side,
-    server: Server,
-    prompts: Sequence[list[int]],
-    generated: Sequence[Generated],
-    options: VerifyOptions,
-    questions: Sequence[Question],
-    spelling: Spelling,
-    report: Callable[[str], Progress],
-    *,
-    server_is_b: bool,
-) -> None:
-    if not prompts and not questions:
-        return
-    answers = answers_of(side, prompts, options.greedy_tokens, questions, options.answer_tokens, report)
-    if isinstance(answers, MachineError):
-        found["notes"].append(f"no answers were generated: {side.name}: {answers}")
-        return
-    assert side.tokenizer is not None, "checked"
-    ends = {side.tokenizer.token_bytes(token).decode(errors="replace") for token in side.end_ids}
-    if prompts:
-        mine = [[side.tokenizer.token_bytes(t).decode(errors="replace") for t in answer] for answer in answers[0]]
-        theirs = [one.tokens for one in generated]
-        without = [[[text for text in answer if text not in ends] for answer in each] for each in (mine, theirs)]
-        found["greedy"] = Agreement.of(*without).facts(options.greedy_tokens)
-    if questions:
-        asked = _complete(
-            server, [question.ids for question in questions], options.answer_tokens, spelling, report("questions")
-        )
-        own = pass_rate(side, questions, answers[1])
-        other = sum(q.passes(one.text) for q, one in zip(questions, asked, strict=True)) / len(questions)
-        a, b = (own, other) if server_is_b else (other, own)
-        found["questions"] = {"count": len(questions), "a": a, "b": b, "drop": a - b}

@@ -48,7 +48,8 @@ def figures(report: Report) -> Iterator[tuple[str, str]]:
         most = "" if report["server"] is None else ", at least: of the tokens that the server names"
         yield "KL(A||B), nats", f"mean {kl['mean']:.4g}{between}, p50 {kl['p50']:.3g}, p99 {kl['p99']:.3g}{most}"
     if report["top1"] is not None:
-        yield "same likeliest token", f"{report['top1']:.2%} of {report['positions']:,} positions"
+        positions = report["positions"] if report["server"] is None else report["server"]["top1_positions"]
+        yield "same likeliest token", f"{report['top1']:.2%} of {positions:,} positions"
     yield from _routing(report)
     if report["layers"]:
         worst = max(report["layers"], key=lambda layer: layer["error"])

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import tenth
 from tenth.errors import MachineError, RequestError
-from tenth.model.batch import Batch
 from tenth.model.decoder import Decoder
-from tenth.observe.parity import VerifyOptions
 from tenth.observe.parity_corpus import Question
 from tenth.observe.parity_gate import Gate
-from tenth.observe.parity_remote import coarse_divergence, verify_server
-from tenth.observe.parity_server import Server
+from tenth.observe.parity_remote import coarse_divergence
+from tenth.observe.parity_remote_answers import told_apart
 from tenth.observe.parity_sides import opened
+from tenth.observe.parity_spelling import Spelling, Token
 from tests.observe.parity_models import compared, corpus, decoder_of, noise, write
+from tests.observe.parity_servers import faked, measured, scores, texts
 from tests.serve.real import server
 
 
@@ -38,6 +33,17 @@ def _noisy(decoder: Decoder) -> None:
     _readable(decoder)
 
 
+def _halves(decoder: Decoder) -> None:
+    """Half of the likeliest tokens are parts of characters, which look alike as text."""
+    decoder.get_parameter("head.weight.values_OI")[259:] = 0
+    decoder.get_parameter("head.weight.values_OI").mul_(4)
+
+
+def _noisy_halves(decoder: Decoder) -> None:
+    noise(0.2)(decoder)
+    _halves(decoder)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("parity") / "a", _readable)
@@ -48,17 +54,9 @@ def noisy(model: Path) -> Path:
     return write(model.with_name("noisy"), _noisy)
 
 
-def _measured(path: Path, address: str, *, last: bool = True, key: str | None = None, **more: Any) -> dict[str, Any]:
-    with opened(path, "a") as side:
-        return verify_server(
-            side,
-            Server(address, key),
-            corpus(),
-            VerifyOptions(greedy_tokens=10),
-            server_is_b=last,
-            report=lambda _: lambda done, total: None,
-            **more,
-        )
+@pytest.fixture(scope="module")
+def halves(model: Path) -> Path:
+    return write(model.with_name("halves"), _halves)
 
 
 # ---- ours
@@ -68,7 +66,7 @@ def test_a_model_is_as_it_is_served(model: Path) -> None:
     loaded = tenth.load(model)
     with server(loaded) as running:
         question = Question("q", tuple(corpus().windows[0][:5]), lambda text: True)
-        found = _measured(model, running.url, questions=[question])
+        found = measured(model, running.url, questions=[question])
     assert found["server"]["method"] == "echo"
     assert found["server"]["positions"] == found["positions"] > 0
     assert found["kl"]["max"] < 1e-6
@@ -83,7 +81,7 @@ def test_a_model_is_as_it_is_served(model: Path) -> None:
 def test_another_model_is_served(model: Path, noisy: Path) -> None:
     with server(tenth.load(noisy)) as running:
         gate = Gate({"max_kl_mean": 1e-5, "min_routing_agreement": 0.1})
-        found = _measured(model, running.url + "/v1/", gate=gate)
+        found = measured(model, running.url + "/v1/", gate=gate)
     assert found["kl"]["mean"] > 1e-4
     assert found["greedy"]["agreement"] < 1
     assert [(bar["name"], bar["passed"]) for bar in found["gate"]["bars"]] == [
@@ -95,119 +93,119 @@ def test_another_model_is_served(model: Path, noisy: Path) -> None:
 # ---- others' ways
 
 
-class _Fake(BaseHTTPRequestHandler):
-    """Tells log-probabilities of the prompt as vLLM does, or by `echo`; refuses fields that it does not know."""
-
-    decoder: Decoder
-    way: str
-    key = "secret"
-    names: tuple[str, ...]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "fake"}]})
-
-    @torch.no_grad()
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.headers.get("authorization") != f"Bearer {self.key}":
-            return self._send(401, {"error": "no such key"})
-        if ("prompt_logprobs" in body and self.way != "vllm") or body.get("logprobs", 0) > 5:
-            return self._send(400, {"error": "unknown field, or too many"})
-        logits = self.decoder(Batch.of([body["prompt"]])).logits_NV
-        assert logits is not None
-        scores = logits.double().log_softmax(-1)
-        ids = body["prompt"]
-        top = [scores[n].topk(20 if self.way == "vllm" else 5).indices.tolist() for n in range(len(ids))]
-        best = int(scores[-1].argmax())
-        if "prompt_logprobs" in body:
-            told = [
-                {str(token): {"logprob": float(scores[n, token])} for token in {*top[n], ids[n + 1]}}
-                for n in range(len(ids) - 1)
-            ]
-            return self._send(200, {"choices": [{"text": "", "prompt_logprobs": [None, *told]}]})
-        first, tokens = (0, [*ids, best]) if body.get("echo") and self.way == "echo" else (len(ids), [best])
-        lists = {
-            "tokens": [self.names[token] for token in tokens],
-            "token_logprobs": [
-                float(scores[first + n - 1, token]) if first + n else None for n, token in enumerate(tokens)
-            ],
-            "top_logprobs": [
-                {self.names[token]: float(scores[first + n - 1, token]) for token in top[first + n - 1]}
-                if first + n
-                else None
-                for n in range(len(tokens))
-            ],
-        }
-        return self._send(200, {"choices": [{"text": self.names[best], "logprobs": lists}]})
-
-    def _send(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-@contextmanager
-def _faked(path: Path, way: str, decoder: Decoder, *, strange: bool = False) -> Iterator[str]:
-    with opened(path, "b") as side:
-        assert side.tokenizer is not None
-        spelt = [
-            (side.tokenizer.token_bytes(token) or f"<{token}>".encode()).decode(errors="replace")
-            for token in range(side.config.vocab_size)
-        ]
-    if strange:
-        spelt = [f"~{text}~" for text in spelt]
-    handler = type("Handler", (_Fake,), {"way": way, "decoder": decoder, "names": tuple(spelt)})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join(10)
+def _plain(here: Decoder, there: Decoder, names: Sequence[str] | None) -> tuple[float, int]:
+    """The share of positions with the same likeliest token, and how many; by names where they tell which one it is."""
+    same = [
+        int(ours_V.argmax()) == best
+        for window in corpus().windows
+        for ours_V, theirs_V, target in zip(scores(here, window), scores(there, window), window[1:], strict=False)
+        if (best := int(theirs_V.argmax())) == target or names is None or names.count(names[best]) == 1
+    ]
+    return sum(same) / len(same), len(same)
 
 
 @pytest.mark.parametrize("way", ["vllm", "echo"])
 @pytest.mark.parametrize("last", [True, False])
 def test_what_is_told_of_prompts_is_measured_on_the_corpus(model: Path, noisy: Path, way: str, last: bool) -> None:
-    with _faked(noisy, way, decoder_of(change=_noisy)) as address:
-        found = _measured(model, address, last=last, key="secret")
+    decoder = decoder_of(change=_noisy)
+    with faked(noisy, way, decoder) as address:
+        found = measured(model, address, last=last)
     true = compared(model, noisy) if last else compared(noisy, model)
+    top1, positions = _plain(decoder_of(change=_readable), decoder, None if way == "vllm" else texts(model))
     assert found["server"] == {
         "side": "b" if last else "a",
         "method": "prompt_logprobs" if way == "vllm" else "echo",
         "positions": 6 * 63,
+        "top1_positions": positions,
     }
     assert found["perplexity"]["a"] == pytest.approx(true["perplexity"]["a"], rel=1e-4)
     assert found["perplexity"]["b"] == pytest.approx(true["perplexity"]["b"], rel=1e-4)
     assert 0 < found["kl"]["mean"] < true["kl"]["mean"]
-    if way == "vllm":  # by ids; texts leave out tokens that are half a character
+    assert found["top1"] == pytest.approx(top1)
+    if way == "vllm":
         assert found["top1"] == pytest.approx(true["top1"])
+
+
+# ---- half characters
+
+
+def test_likeliest_tokens_that_look_alike_are_left_out(halves: Path) -> None:
+    """They were no agreement before: a model was not as likely as itself."""
+    decoder = decoder_of(change=_halves)
+    with faked(halves, "echo", decoder) as address:
+        found = measured(halves, address)
+        gate = Gate({"min_top1": 1.0, "min_greedy_agreement": 1.0})
+        assert measured(halves, address, gate=gate)["gate"]["passed"]
+    _, positions = _plain(decoder, decoder, texts(halves))
+    assert 50 < positions < 300
+    assert (found["top1"], found["server"]["top1_positions"]) == (1.0, positions)
+    assert any(
+        note.startswith(f"{378 - positions} of 378 positions are left out of the same likeliest token")
+        for note in found["notes"]
+    )
+    other = decoder_of(change=_noisy_halves)
+    with faked(halves, "echo", other) as address:
+        found = measured(halves, address)
+    assert (found["top1"], found["server"]["top1_positions"]) == _plain(decoder, other, texts(halves))
+    assert 0.2 < found["top1"] < 0.95
+
+
+@pytest.mark.parametrize("way", ["ids", "bytes", "texts"])
+def test_greedy_answers_are_compared_by_what_tells_most(halves: Path, way: str) -> None:
+    decoder = decoder_of(change=_halves)
+    with faked(halves, way, decoder) as address:
+        found = measured(halves, address, prompts=6)
+    left = [note for note in found["notes"] if "left out" in note]
+    assert (found["server"]["method"], found["top1"], found["greedy"]["agreement"]) == ("generated", 1.0, 1.0)
+    if way == "texts":
+        assert [note.split(" are left out: ")[0][-17:] for note in left] == ["tokens of answers", "of greedy answers"]
+        assert 0 < found["positions"] < sum(found["greedy"]["lengths"]) < 60
+    else:
+        assert left == []
+        assert (found["greedy"]["lengths"], found["positions"]) == ([10] * 6, 60)
+
+
+def test_what_looks_alike_may_be_another_token(halves: Path) -> None:
+    with opened(halves, "a") as side:
+        assert side.tokenizer is not None
+        spelling = Spelling(side.tokenizer, side.config.vocab_size)
+    names = texts(halves)
+    one, other = [token for token in range(256) if names[token] == "�"][:2]
+
+    def token(number: int | None, text: str) -> Token:
+        return Token(number, text, {}, None)
+
+    assert told_apart([65, one, 66], [token(65, "b"), token(None, "�"), token(66, "c")], spelling) == (
+        [65, 66],
+        [65, 66],
+        1,
+    )
+    assert told_apart([65, one], [token(65, "b"), token(other, "�")], spelling) == ([65, one], [65, other], 0)
+    assert told_apart([65, 66], [token(None, "�"), token(66, "c")], spelling) == ([65, 66], ["�", 66], 0)
+    assert told_apart([one, 65], [token(None, "�")], spelling) == ([65], [], 1)
+    assert told_apart([65, one], [token(66, "c"), token(None, "�")], spelling) == ([65, one], [66, "�"], 0)
+
+
+# ---- refusals
 
 
 def test_a_refused_key_and_a_closed_port_are_said(model: Path) -> None:
     with (
-        _faked(model, "vllm", decoder_of(change=_readable)) as address,
+        faked(model, "vllm", decoder_of(change=_readable)) as address,
         pytest.raises(RequestError, match=r"answers 401: .*no such key"),
     ):
-        _measured(model, address, key="wrong")
+        measured(model, address, key="wrong")
     with pytest.raises(MachineError, match=r"cannot be reached"):
-        _measured(model, "http://127.0.0.1:9")
+        measured(model, "http://127.0.0.1:9")
 
 
 def test_tokens_of_another_vocabulary_are_refused(model: Path) -> None:
     decoder = decoder_of(change=_readable)
     with (
-        _faked(model, "generated", decoder, strange=True) as address,
+        faked(model, "texts", decoder, strange=True) as address,
         pytest.raises(RequestError, match="parity needs one vocabulary"),
     ):
-        _measured(model, address, key="secret")
+        measured(model, address)
 
 
 def test_what_is_put_together_diverges_less() -> None:
