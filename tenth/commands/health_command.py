@@ -42,6 +42,12 @@ def command(
         ),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="So many tokens of it.")] = 8192,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="PAGE", help="Draw loads, pairs and similarity of experts: an .html, replaced."
+        ),
+    ] = None,
     json: o.Json = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "cpu",
@@ -57,13 +63,19 @@ def command(
     import json as json_module
 
     from tenth.commands.progress import progress_bars
+    from tenth.observe.figure_file import check_format
+    from tenth.observe.health_page import write_health_page
     from tenth.observe.health_report import layer_lines, record_of, told
     from tenth.observe.health_verdict import judge
 
+    if out is not None:
+        check_format(out, (".html",))
     asked = Asked(corpus or [], tokens, {"dtype": dtype, "device": device, "backend": backend, "threads": threads})
     with progress_bars(quiet=json) as report:
         examined = _examined(model, profile, against, asked, memory, report)
         health = judge(examined)
+    if out is not None:
+        write_health_page(examined, out)
     if json:
         print(json_module.dumps(record_of(examined, health)))
     else:

@@ -20,9 +20,11 @@ from tenth.observe.health_experts import LayerExperts, measure_experts
 from tenth.observe.health_inputs import LayerInputs, SharedInputs
 from tenth.observe.health_loads import LayerLoads, layer_loads
 from tenth.observe.profiling import Part, Profiler, batches
+from tenth.routing.counts import Floats
 from tenth.routing.measures import saturation
 from tenth.routing.profile import ProfiledModel, RoutingProfile, check_same_shape
 from tenth.routing.record import Routing
+from tenth.routing.super_experts import super_experts
 
 FEWEST_CHOICES = 16
 """Assignments that the mean expert must have before anything is said of loads."""
@@ -31,7 +33,6 @@ AT_ONCE = 2048
 COMPARED = 2048
 """Tokens whose choices are compared with another model's."""
 _MASSIVE, _MASSIVE_TIMES = 100.0, 1000.0  # Sun et al., arXiv 2402.17762: magnitude, and over the median magnitude
-_SUPER_QUANTILE, _SUPER_PART = 0.995, 0.1  # arXiv 2507.23279
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def examine(
             progress(done, steps)
     massive = tuple(index for index, layer in inputs.layers.items() if _is_massive(layer))
     loads = {index: _loads(judged, at) for at, index in enumerate(judged.model.layers)}
-    return Examined(judged, loads, experts, massive, super_experts(judged, experts, massive))
+    return Examined(judged, loads, experts, massive, loudest(judged, experts, massive))
 
 
 def check_profile(profile: RoutingProfile, model: ProfiledModel) -> None:
@@ -134,26 +135,23 @@ def with_reference(
     return replace(examined, reference=reference, saturation=same)
 
 
-def super_experts(
+def loudest(
     profile: RoutingProfile, experts: Mapping[int, LayerExperts | None], massive: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Experts whose largest output is above 99.5 % of all experts' and a tenth of the largest, in massive layers.
+    """The super experts (layer, expert): those of `super_experts`, in layers with massive activations.
 
     Largest outputs are those for tokens that chose the expert, where the profile has them; else for shared tokens.
     """
+    layers = profile.model.layers
     if profile.outputs is not None:
-        peaks = {index: profile.outputs.peaks_LE[at] for at, index in enumerate(profile.model.layers)}
+        peaks_LE: Floats = profile.outputs.peaks_LE.astype(np.float64)
     else:
-        peaks = {index: found.peaks_E.numpy() for index, found in experts.items() if found is not None}
-    if not peaks:
-        return ()
-    all_X = np.concatenate([peaks_E[np.isfinite(peaks_E)] for peaks_E in peaks.values()])
-    least = (
-        max(float(np.quantile(all_X, _SUPER_QUANTILE)), _SUPER_PART * float(all_X.max())) if len(all_X) else math.inf
-    )
-    return tuple(
-        (index, int(expert)) for index in massive if index in peaks for expert in np.flatnonzero(peaks[index] > least)
-    )
+        peaks_LE = np.full((len(layers), profile.model.experts), np.nan)
+        for row, index in enumerate(layers):
+            if (found := experts[index]) is not None:
+                peaks_LE[row] = found.peaks_E.numpy()
+    rows = [row for row, index in enumerate(layers) if index in massive]
+    return tuple(sorted((layers[row], expert) for row, expert in super_experts(peaks_LE, rows)))
 
 
 def _is_massive(layer: LayerInputs) -> bool:

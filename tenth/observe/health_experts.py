@@ -62,13 +62,17 @@ class LayerExperts:
         row_P, column_P = torch.triu_indices(len(self.unbiased_EE), len(self.unbiased_EE), offset=1)
         return float(self.unbiased_EE[row_P, column_P].nanmedian())
 
-    def doubles(self, shared: float, cka: float) -> list[int]:
-        """Experts that have more in common with another one than either of these; silent ones are none."""
-        found = set[int]()
-        for similar_EE, least in ((self.shared_EE, shared), (self.unbiased_EE, cka)):
+    def doubles(self, shared: float, cka: float) -> dict[int, int]:
+        """Experts that have more in common with another one than either of these, and which one; silent ones are none.
+
+        The other one is the nearest by what found the expert: by units where both did.
+        """
+        found = dict[int, int]()
+        for similar_EE, least in ((self.unbiased_EE, cka), (self.shared_EE, shared)):
             if similar_EE is not None:
-                found |= set((nearest(similar_EE)[0] > least).nonzero()[:, 0].tolist())
-        return sorted(found - set(self.silent))
+                largest_E, partner_E = nearest(similar_EE)
+                found |= {expert: int(partner_E[expert]) for expert in (largest_E > least).nonzero()[:, 0].tolist()}
+        return {expert: found[expert] for expert in sorted(found.keys() - set(self.silent))}
 
 
 @torch.inference_mode()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tenth.observe.health import Examined
 from tenth.observe.health_drift import LayerDrift
 from tenth.observe.health_experts import LayerExperts
 from tenth.observe.health_loads import LayerLoads
-from tenth.observe.health_similarity import nearest
 
 
 def dead_words(found: LayerLoads, count: int) -> str:
@@ -38,16 +37,14 @@ def certain_words(found: LayerLoads) -> str:
     return f"it gives all weight to one expert (entropy {found.router_entropy:.4f} of 1)"
 
 
-def copied_words(experts: LayerExperts, found: Sequence[int]) -> str:
-    """Experts that have a double, and the first pair of them."""
+def copied_words(experts: LayerExperts, found: Mapping[int, int]) -> str:
+    """Experts that have a double (expert to double, rising), and the first pair of them."""
     assert experts.unbiased_EE is not None
-    similar_EE = experts.shared_EE
-    _, partner_E = nearest(experts.unbiased_EE if similar_EE is None else similar_EE)
-    first, second = found[0], int(partner_E[found[0]])
+    similar_EE, (first, second) = experts.shared_EE, next(iter(found.items()))
     shared = "" if similar_EE is None else f"{max(float(similar_EE[first, second]), 0):.0%} of their units in common, "
     cka = float(experts.unbiased_EE[first, second])
     return (
-        f"{len(found)} of {len(experts.norms_E)} experts have a double ({numbered(found)}); "
+        f"{len(found)} of {len(experts.norms_E)} experts have a double ({numbered(list(found))}); "
         f"{first} and {second} have {shared}CKA of outputs {cka:.2f}"
     )
 

@@ -33,7 +33,7 @@ def plot_profile(path: Path, out: Path) -> None:
         raise RequestError(f"{out}: is the profile itself, its picture needs another place")
     view = ProfileView.of(read_profile(path))
     if out.suffix.lower() == ".html":
-        _write(profile_page(view), out)
+        write_page(profile_page(view), out)
     else:
         save_figure(draw_profile(view), out)
 
@@ -82,7 +82,8 @@ def _head(figure: Figure, view: ProfileView, tall: float) -> None:
     figure.text(MARGIN / WIDTH, 1 - 1.32 / tall, plain(f"domains: {shown(domains, 150)}"), fontsize=9, color=SOFT)
 
 
-def _write(page: str, out: Path) -> None:
+def write_page(page: str, out: Path) -> None:
+    """Write `out`, all or nothing: one that is there is replaced. MachineError where the disk refuses."""
     place = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

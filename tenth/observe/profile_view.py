@@ -5,8 +5,8 @@ L sparse layers, E experts, D domains. A row is the place of a layer among the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -29,7 +29,7 @@ _FEWEST_TOPS = 3
 _PERMUTATIONS = 400
 _CLEAR = 2.0  # times the mean of the other domains, from which a domain is said to have an expert
 _WORKS = 0.25  # of the mean load: what does less is not listed as specialised
-_MOST_CELLS = 1_000_000  # of matrices in a page; more layers than fit are left out
+_MOST_CELLS = 1_000_000  # of each kind of matrix in a page; more layers than fit are left out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +50,10 @@ class ExpertMatrix:
         """With experts that are alike side by side."""
         orders = {row: seriation(octaves(values) if scale == "ratio" else values) for row, values in values_EE.items()}
         return cls(name, says, scale, values_EE, orders)
+
+    def only(self, rows: Collection[int]) -> Self:
+        """Of some rows."""
+        return replace(self, values_EE={row: values for row, values in self.values_EE.items() if row in rows})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,19 +76,30 @@ class ProfileView:
     why_no_pairs: str
     matrices: tuple[ExpertMatrix, ...]
     supers: list[tuple[int, int]]
+    massive: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, profile: RoutingProfile, matrices: Sequence[ExpertMatrix] = ()) -> Self:
-        """Measure what is drawn; further matrices are shown beside the one of the pairs."""
+    def of(
+        cls, profile: RoutingProfile, matrices: Sequence[ExpertMatrix] = (), massive: Sequence[int] | None = None
+    ) -> Self:
+        """Measure what is drawn; further matrices are shown beside the one of the pairs.
+
+        `massive` are layers with massive activations, without which super experts cannot be told from others that are
+        as loud (None: nobody looked).
+        """
         domains, why_no_domains = None, ""
         try:
             domains = profile_domains(profile, _PERMUTATIONS)
         except RequestError as error:
             why_no_domains = f"Not drawn: {error}."
         pairs, why_no_pairs = _pairs(profile)
+        rows = range(_fitting(profile)) if pairs is None else pairs.edges.keys()
         own = () if pairs is None else (pairs.lift,)
-        supers = [] if profile.outputs is None else super_experts(profile.outputs.peaks_LE)
-        return cls(profile, domains, why_no_domains, pairs, why_no_pairs, (*own, *matrices), supers)
+        others = tuple(fewer for matrix in matrices if (fewer := matrix.only(rows)).values_EE)
+        there = None if massive is None else [profile.model.layers.index(layer) for layer in massive]
+        supers = [] if profile.outputs is None else super_experts(profile.outputs.peaks_LE, there)
+        seen = None if massive is None else tuple(massive)
+        return cls(profile, domains, why_no_domains, pairs, why_no_pairs, (*own, *others), supers, seen)
 
     @property
     def loads_LE(self) -> Floats:
@@ -154,6 +169,12 @@ def shown(name: str, most: int = 200) -> str:
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
+def _fitting(profile: RoutingProfile) -> int:
+    """Layers whose pairs of experts have room in a page."""
+    experts = profile.model.experts
+    return max(1, _MOST_CELLS // max(experts * (experts - 1) // 2, 1))
+
+
 def _pairs(profile: RoutingProfile) -> tuple[Pairs | None, str]:
     if profile.model.top_k < 2:
         return None, "Not drawn: each token goes to one expert, there are no pairs."
@@ -165,8 +186,7 @@ def _pairs(profile: RoutingProfile) -> tuple[Pairs | None, str]:
         return None, "Not drawn: too few pairs of experts were counted."
     structure_L = np.where(known_L, structure(pairs_LEE, expected_LEE), -np.inf)
     experts = profile.model.experts
-    fitting = max(1, _MOST_CELLS // max(experts * (experts - 1) // 2, 1))
-    rows = sorted((-structure_L).argsort(kind="stable")[:fitting].tolist())
+    rows = sorted((-structure_L).argsort(kind="stable")[: _fitting(profile)].tolist())
     edges = {
         row: [
             (i, j, lift, int(pairs_LEE[row, i, j]))

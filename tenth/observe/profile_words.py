@@ -56,8 +56,8 @@ CAPTIONS = {
     ),
     "matrix": Caption(
         "Similarity of experts",
-        "Every pair of a layer's experts, ordered so that groups stand as squares on the diagonal: orange pairs come "
-        "together more often than their loads explain, blue ones less often.",
+        "Every pair of a layer's experts, ordered so that groups stand as squares on the diagonal. Lift: orange pairs "
+        "come together more often than their loads explain, blue ones less often.",
     ),
     "norms": Caption("Norm of outputs", "Mean length of what each expert adds, on a logarithmic scale."),
     "saliency": Caption(
@@ -101,14 +101,15 @@ def short(number: float) -> str:
 
 
 def supers_line(view: ProfileView) -> str:
-    """Names the super experts."""
+    """Names the super experts, or who may be one where nobody looked at the stream."""
     outputs, layers = view.profile.outputs, view.profile.model.layers
     if outputs is None or not view.supers:
         return "No super experts."
     found = [f"L{layers[row]}E{expert} ({short(float(outputs.peaks_LE[row, expert]))})" for row, expert in view.supers]
     more = f" and {len(found) - 12} more" if found[12:] else ""
     few = " Of fewer than 200 experts the largest always passes." if outputs.peaks_LE.size < 200 else ""
-    return f"Super experts (layer, expert, peak): {', '.join(found[:12])}{more}.{few}"
+    unsure = " Whether the stream behind them has massive activations a profile does not tell; `tenth health` does."
+    return f"Super experts (layer, expert, peak): {', '.join(found[:12])}{more}.{few}{unsure * (view.massive is None)}"
 
 
 def _mean(values_L: Floats) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -89,6 +91,27 @@ def test_json(ill: Path, healthy: Path) -> None:
     assert first["experts"]["units_nearest"][2] == pytest.approx(1, abs=1e-5)
     assert second["loads"]["dead"] == second["drift"]["newly_dead"] == [0, 4]
     assert second["drift"]["saturation"] < 1
+
+
+def test_the_page_shows_how_alike_experts_are(ill: Path, tmp_path: Path) -> None:
+    done = invoke(ill, "--json", "--tokens", "2048", "-o", tmp_path / "new" / "page.html")
+    assert done.exit_code == 1, done.output
+    page = (tmp_path / "new" / "page.html").read_text("utf-8")
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    lift, cka, units = data["matrices"]
+    assert [one["name"] for one in (lift, cka, units)] == ["Co-activation lift", "CKA of outputs", "Units in common"]
+    first = json.loads(done.stdout)["layers"][0]["experts"]
+    for matrix, name in ((cka, "cka_unbiased"), (units, "units")):
+        assert (matrix["scale"], matrix["rows"]) == ("share", [0, 1])
+        values_EE = np.zeros((8, 8))
+        values_EE[np.triu_indices(8, 1)] = np.frombuffer(base64.b64decode(matrix["values"]), "i1")[:28] / 127
+        nearest_E = (values_EE + values_EE.T).max(1)
+        np.testing.assert_allclose(nearest_E, np.clip(first[f"{name}_nearest"], 0, 1), atol=0.005)
+        order = matrix["orders"][0]
+        assert abs(order.index(2) - order.index(5)) == 1  # copies stand side by side
+    assert "Whether the stream behind them" not in page
+    refused("pictures are written as .html", ill, "-o", tmp_path / "page.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_profiles(ill: Path, healthy: Path, tmp_path: Path) -> None:

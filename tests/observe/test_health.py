@@ -13,7 +13,7 @@ import torch
 from tenth.errors import RequestError
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
-from tenth.observe.health import Examined, choices, examine, super_experts, with_reference
+from tenth.observe.health import Examined, choices, examine, loudest, with_reference
 from tenth.observe.health_experts import measure_experts
 from tenth.observe.health_inputs import LayerInputs, SharedInputs
 from tenth.observe.health_report import layer_lines, record_of, told
@@ -215,8 +215,9 @@ def test_super_experts() -> None:
     assert (note.alarm, note.words) == (False, "L1E9")
     peaks = replace(examined.profile)
     peaks.outputs = None  # a profile without outputs: those of the shared tokens stand for them
-    assert (1, 9) in super_experts(peaks, examined.experts, examined.massive)
-    assert super_experts(examined.profile, examined.experts, ()) == ()
+    assert (1, 9) in loudest(peaks, examined.experts, examined.massive)
+    assert loudest(peaks, {**examined.experts, 2: None}, examined.massive) == ((1, 9),)
+    assert loudest(examined.profile, examined.experts, ()) == ()
 
 
 def test_shared_inputs_are_those_of_the_layer() -> None:

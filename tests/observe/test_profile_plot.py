@@ -151,6 +151,29 @@ def test_other_matrices_are_shown_by_name() -> None:
     assert set(np.frombuffer(base64.b64decode(packed), "i1").tolist()) == {0, UNKNOWN}
 
 
+def test_layers_without_room_are_left_out_of_all_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenth.observe.profile_view._MOST_CELLS", 2 * 28)
+    every = ExpertMatrix.of("CKA", "", "share", {row: np.eye(8) for row in range(4)})
+    for profile in (drawn(taste=2.0), collapsed()):
+        rows = [one["rows"] for one in page_data(ProfileView.of(profile, [every]))["matrices"]]
+        assert len(rows[-1]) == 2
+        assert all(one == rows[-1] for one in rows)
+    assert page_data(ProfileView.of(collapsed(), [every.only([3])]))["matrices"] == []
+
+
+def test_super_experts_lie_in_layers_with_massive_activations() -> None:
+    profile = drawn()
+    assert profile.outputs is not None
+    profile.outputs.peaks_LE[1, 3], profile.outputs.peaks_LE[2, 4] = 900, np.nan
+    layers = profile.model.layers
+    told = f"L{layers[1]}E3 (900)"
+    for massive, supers in ((None, [(1, 3)]), ([layers[1]], [(1, 3)]), ([layers[0]], []), ([], [])):
+        view = ProfileView.of(profile, massive=massive)
+        assert view.supers == supers
+        assert (told in supers_line(view)) == bool(supers)
+        assert ("a profile does not tell" in supers_line(view)) == (massive is None)
+
+
 def test_a_figure_has_the_numbers_too() -> None:
     profile = drawn(taste=2.0)
     view = ProfileView.of(profile)

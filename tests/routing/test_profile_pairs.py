@@ -71,3 +71,18 @@ def test_super_experts() -> None:
     assert super_experts(peaks_LE) == [(2, 92), (1, 68), (3, 82)]  # 140 is below a tenth of the largest
     assert super_experts(np.zeros((2, 4), np.float32)) == []
     assert super_experts(np.full((2, 4), 3, np.float32)) == []
+    assert super_experts(np.zeros((0, 0), np.float32)) == super_experts(np.full((2, 4), np.nan, np.float32)) == []
+
+
+def test_super_experts_lie_where_the_stream_is_massive() -> None:
+    peaks_LE = np.random.default_rng(0).uniform(1, 3, (48, 128)).astype(np.float32)
+    peaks_LE[1, 68], peaks_LE[2, 92], peaks_LE[30, 82] = 900, 1500, 700
+    assert super_experts(peaks_LE, (1, 2, 5)) == [(2, 92), (1, 68)]
+    assert super_experts(peaks_LE, ()) == []
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_broken_peaks_hide_no_super_expert(broken: float) -> None:
+    peaks_LE = np.random.default_rng(0).uniform(1, 3, (48, 128)).astype(np.float32)
+    peaks_LE[1, 68], peaks_LE[2, 92], peaks_LE[40, 1] = 900, 1500, broken
+    assert super_experts(peaks_LE) == [(2, 92), (1, 68)]

@@ -57,7 +57,7 @@ function unpacked(matrix, row) {
 function drawMatrix() {
   const { place, legend, label } = picture("matrix");
   const matrix = data.matrices[state.matrix], found = matrix && unpacked(matrix, state.row);
-  if (!found) return why(place, data.pairs.why || "This layer's matrix is not in the page.");
+  if (!found) return why(place, matrix ? "This layer's matrix is not in the page." : data.pairs.why);
   const { order, value } = found, ratio = matrix.scale === "ratio";
   const box = element(place, "div");
   box.style.maxWidth = "640px";
@@ -73,6 +73,7 @@ function drawMatrix() {
   if (ratio) bar(legend, DIVERGING[theme()], ["¼ ×", "½", "1", "2", "4 ×"]);
   else bar(legend, VIRIDIS, ["0", matrix.name, "1"]);
   key(legend, "unknown, or the expert itself", { background: css("--line"), width: "12px" });
+  element(legend, "span", matrix.says);
 }
 
 function drawOutputs() {
