@@ -26,11 +26,15 @@ class Part:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the beginning: tokens that went through the network, tokens looked for in the prefix cache, those that were
-    found there, preemptions.
+    """Since the beginning: tokens that went through the network, those of prompts among them, tokens that could be
+    drawn (beams' that came to nothing too), steps, tokens looked for in the prefix cache, those that were found there,
+    preemptions.
     """
 
     computed: int = 0
+    prompt: int = 0
+    drawn: int = 0
+    steps: int = 0
     sought: int = 0
     found: int = 0
     preempted: int = 0

@@ -94,6 +94,7 @@ class Scheduler:
             for progress in parked:
                 self._preempt(progress)
             parts = self._parts(now)
+        self.counts.steps += bool(parts)
         return parts
 
     def _parts(self, now: float) -> list[Part]:
@@ -111,14 +112,18 @@ class Scheduler:
 
     def computed(self, part: Part) -> None:
         """A part went through the network, guesses apart; its pages may serve others."""
+        progress = part.progress
         self.counts.computed += part.count
+        self.counts.drawn += part.draws
         if part.turns:
-            part.progress.turned = True
+            progress.turned = True
         else:
-            self._advance(part.progress, part.count - len(part.progress.draft))
+            self.counts.prompt += max(min(part.count, len(progress.request.prompt) - progress.computed), 0)
+            self._advance(progress, part.count - len(progress.draft))
 
     def confirmed(self, progress: Progress) -> None:
         """The next guess was right: what the network computed of it stays."""
+        self.counts.drawn += 1
         self._advance(progress, 1)
 
     def finish(self, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tenth.kernels.packed import PackedExpertTable, PackedWeight
 from tenth.kernels.weight import ExpertTable, Weight
 from tenth.model.cache import KVCache
-from tenth.model.decoder import Decoder
+from tenth.model.decoder import Decoder, Layer
 from tenth.model.experts import SparseMlp
 from tenth.model.linear import Mlp
 from tenth.routing.record import LayerRouting, Routing
@@ -29,15 +29,24 @@ def read_step(walk: StepWalk, decoder: Decoder, routing: Routing, cache: KVCache
     The step has a token of each document; document s has the cache's page s, with `length` tokens in it.
     """
     for index, layer in enumerate(decoder.blocks()):
-        attention = layer.attention
-        walk.matrices([attention.q.weight, attention.k.weight, attention.v.weight])
-        walk.memory(_cached(cache, index, length))
-        walk.matrices([attention.o.weight])
-        if isinstance(layer.mlp, Mlp):
-            _read_mlp(walk, layer.mlp)
-        else:
-            _read_sparse(walk, layer.mlp, routing.layers[index])
+        ids, tokens = _at_work(routing.layers[index]) if isinstance(layer.mlp, SparseMlp) else ((), 0)
+        read_layer(walk, layer, ids, tokens, _cached(cache, index, length))
     walk.matrices([decoder.head.weight])
+
+
+def read_layer(
+    walk: StepWalk, layer: Layer, ids: Sequence[int], tokens: int, cached: Sequence[Tensor] | None = None
+) -> None:
+    """Tell a walk what so many tokens read of a layer: matrices, these of its experts if it has any, and the cache."""
+    attention = layer.attention
+    walk.matrices([attention.q.weight, attention.k.weight, attention.v.weight])
+    if cached is not None:
+        walk.memory(cached)
+    walk.matrices([attention.o.weight])
+    if isinstance(layer.mlp, Mlp):
+        _read_mlp(walk, layer.mlp)
+    else:
+        _read_sparse(walk, layer.mlp, ids, tokens)
 
 
 def _cached(cache: KVCache, layer: int, length: int) -> list[Tensor]:
@@ -54,10 +63,14 @@ def _read_mlp(walk: StepWalk, mlp: Mlp) -> None:
     walk.matrices([mlp.down.weight])
 
 
-def _read_sparse(walk: StepWalk, mlp: SparseMlp, routing: LayerRouting) -> None:
+def _at_work(routing: LayerRouting) -> tuple[list[int], int]:
+    """Experts that have something to do (of the others nothing is read), and the tokens."""
+    return sorted(set(routing.experts_TK[routing.gates_TK != 0].tolist())), len(routing.experts_TK)
+
+
+def _read_sparse(walk: StepWalk, mlp: SparseMlp, ids: Sequence[int], tokens: int) -> None:
     walk.router(mlp.router.weight_ED)
-    at_work = routing.experts_TK[routing.gates_TK != 0].tolist()  # of the others nothing is read
-    walk.experts(mlp.experts, sorted(set(at_work)), len(routing.experts_TK))
+    walk.experts(mlp.experts, ids, tokens)
     if mlp.shared_gate is not None:
         walk.matrices([mlp.shared_gate.weight])
     if mlp.shared is not None:

@@ -1,6 +1,6 @@
 """Sums over routing records: what each expert of each layer had to do, and what that says of the routers.
 
-L sparse layers, T tokens, K active experts, E experts.
+L sparse layers, T tokens, K active experts, E experts, S steps.
 """
 
 from __future__ import annotations
@@ -57,6 +57,21 @@ class Assignments:
         weights = None if values_LTK is None else values_LTK[kept].ravel()
         sums = np.bincount(at_LTK[kept].ravel(), weights, minlength=layers * self.experts)
         return sums.reshape(layers, self.experts)
+
+    def steps_at_work(self, sizes: Sequence[int]) -> Ints:
+        """In how many steps each expert has an assignment (L, E); the steps have so many tokens, one behind the other.
+
+        That is how often its weights are read.
+        """
+        step_T = np.repeat(np.arange(len(sizes)), sizes)
+        layer_L = np.arange(len(self.experts_LTK))
+        shape = self.experts_LTK.shape
+        at = [np.broadcast_to(number, shape) for number in (step_T[:, None], layer_L[:, None, None])]
+        at.append(self.experts_LTK)
+        met_SLE = np.zeros((len(sizes), shape[0], self.experts), bool)
+        met_SLE[tuple(at) if self.kept_LTK is None else tuple(one[self.kept_LTK] for one in at)] = True
+        at_work_LE: Ints = met_SLE.sum(0, dtype=np.int64)
+        return at_work_LE
 
     def peaks(self, values_LTK: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """The largest of what each expert's assignments have (L, E); 0 where it has none."""

@@ -30,15 +30,25 @@ class Drift:
     tokens: int
 
     @property
+    def judged(self) -> bool:
+        """Whether enough was seen to say anything."""
+        return self.tokens >= FEWEST
+
+    @property
+    def beyond_L(self) -> Floats:
+        """What is beyond chance; below 0 where chance would have shown more."""
+        return self.divergence_L - self.chance_L
+
+    @property
     def excess(self) -> float:
         """The mean over layers of what is beyond chance; 0 for fewer than `FEWEST` tokens."""
-        beyond_L = (self.divergence_L - self.chance_L)[np.isfinite(self.divergence_L)]
-        return max(float(beyond_L.mean()), 0.0) if len(beyond_L) and self.tokens >= FEWEST else 0.0
+        beyond_L = self.beyond_L[np.isfinite(self.divergence_L)]
+        return max(float(beyond_L.mean()), 0.0) if len(beyond_L) and self.judged else 0.0
 
     @property
     def worst(self) -> int:
         """The layer that moved furthest beyond chance."""
-        return self.layers[int(np.nan_to_num(self.divergence_L - self.chance_L, nan=-1.0).argmax())]
+        return self.layers[int(np.nan_to_num(self.beyond_L, nan=-1.0).argmax())]
 
 
 def drift_from(stored: RoutingProfile, seen: RoutingCounts) -> Drift:

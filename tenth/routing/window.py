@@ -1,7 +1,7 @@
 """What the routers of a running engine decide: sums since the beginning, and over the last minutes.
 
 The engine's thread hands over each step's record, which costs it microseconds; records are summed up when somebody
-looks, or when many have come. K active experts, L sparse layers.
+looks, or when many have come. K active experts, L sparse layers, E experts.
 """
 
 from __future__ import annotations
@@ -10,16 +10,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby
 
-from tenth.routing.counts import Assignments, RoutingCounts
+import numpy as np
+
+from tenth.routing.counts import Assignments, Ints, RoutingCounts
 from tenth.routing.profile import SERVED, ProfiledModel, RoutingProfile, Span
 from tenth.routing.record import RecordKind, Routing
-from tenth.routing.stacked import stacked
+from tenth.routing.stacked import StackedLayers, stacked
 
 _MANY = 1024  # tokens that may wait to be summed up, beside a step: some megabytes
 _SAMPLED = 32  # of so many steps one is judged by its router logits
 _FEW = 64  # tokens: longer steps are never the judged ones, for logits of all experts take memory
+
+
+@dataclass(slots=True, eq=False)
+class Fresh:
+    """What came since somebody looked last: `counts`, of `steps`, and in how many of them each expert had work."""
+
+    counts: RoutingCounts
+    steps: int
+    at_work_LE: Ints
 
 
 class RoutingWindow:
@@ -40,7 +52,8 @@ class RoutingWindow:
         self._total, self._slices = RoutingProfile.empty(model), deque[tuple[int, RoutingCounts]]()
         self._pending = deque[tuple[int, Routing]]()
         self._steps = self._waiting = 0  # tokens wait
-        self._lock = threading.Lock()  # of the sums
+        self._readers = set[RoutingReader]()
+        self._lock = threading.Lock()  # of the sums, and of what readers have not taken yet
 
     def wish(self, tokens: int) -> RecordKind:
         """What the record of the next step, of so many tokens, should hold; `note` is shown it."""
@@ -74,6 +87,31 @@ class RoutingWindow:
             self._sum_up()
             self._total, self._steps = RoutingProfile.empty(self.model), 0
             self._slices.clear()
+            for reader in self._readers:
+                reader.fresh = self._nothing()
+
+    def reader(self) -> RoutingReader:
+        """One more who looks again and again, from now on; whoever has it closes it."""
+        return RoutingReader(self)
+
+    def enter(self, reader: RoutingReader) -> None:
+        """Keep for a reader what comes from now on."""
+        with self._lock:
+            self._sum_up()
+            reader.fresh = self._nothing()
+            self._readers.add(reader)
+
+    def leave(self, reader: RoutingReader) -> None:
+        """Keep nothing for it any more."""
+        with self._lock:
+            self._readers.discard(reader)
+
+    def take(self, reader: RoutingReader) -> Fresh:
+        """What a reader has not taken yet."""
+        with self._lock:
+            self._sum_up()
+            fresh, reader.fresh = reader.fresh, self._nothing()
+        return fresh
 
     def recent(self) -> RoutingCounts:
         """Of the steps within the window."""
@@ -88,6 +126,10 @@ class RoutingWindow:
     def _empty(self) -> RoutingCounts:
         return RoutingCounts.empty(self.model.layers, self.model.experts)
 
+    def _nothing(self) -> Fresh:
+        shape = (len(self.model.layers), self.model.experts)
+        return Fresh(self._empty(), 0, np.zeros(shape, np.int64))
+
     def _sum_up(self) -> None:
         pending = [self._pending.popleft() for _ in range(len(self._pending))]
         for number, group in groupby(pending, key=lambda one: one[0]):
@@ -99,9 +141,37 @@ class RoutingWindow:
             fresh.take(steps, work)
             self._slices[-1][1].add(fresh)
             self._total.take_steps(steps, [Span(0, fresh.tokens, SERVED)], work)
+            if work is not None and self._readers:
+                self._tell(steps, fresh, work)
         self._forget()
+
+    def _tell(self, steps: list[StackedLayers], counts: RoutingCounts, work: Assignments) -> None:
+        """Keep it for those who look again and again."""
+        at_work_LE = work.steps_at_work([step.experts_LTK.shape[1] for step in steps])
+        for reader in self._readers:
+            reader.fresh.counts.add(counts)
+            reader.fresh.steps += len(steps)
+            reader.fresh.at_work_LE += at_work_LE
 
     def _forget(self) -> None:
         oldest = int((self._clock() - self.seconds) / self._slice)
         while self._slices and self._slices[0][0] <= oldest:
             self._slices.popleft()
+
+
+class RoutingReader:
+    """Looks at a window again and again; each time it is given what has come since the last."""
+
+    fresh: Fresh  # the window's to write
+
+    def __init__(self, window: RoutingWindow) -> None:
+        self._window = window
+        window.enter(self)
+
+    def take(self) -> Fresh:
+        """What came since the last time: nothing is left out, and nothing comes twice."""
+        return self._window.take(self)
+
+    def close(self) -> None:
+        """Look no more: nothing is kept any longer."""
+        self._window.leave(self)

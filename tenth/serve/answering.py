@@ -19,6 +19,7 @@ from tenth.engine.stream import Stream
 from tenth.serve.admission import Ticket
 from tenth.serve.guard import caller_of
 from tenth.serve.kept_answer import Told, question_of, told_again
+from tenth.serve.live_snapshot import Row
 from tenth.serve.meter import JobMeter
 from tenth.serve.private_answer import PrivateEvents
 from tenth.serve.problems import HttpProblem
@@ -49,7 +50,7 @@ class Job:
         self.service, self.asked, self._ticket, self._flight = service_of(request), list(asked), ticket, flight
         self.id, self.created = uuid.uuid4().hex, int(time.time())
         self._streams, self._record = list(streams), record_of(request.scope)
-        self._lease = caller_of(request.scope).lease
+        self._caller = caller_of(request.scope)
         self._events = [events for one in asked for events in one.events()]
         self._private = [PrivateEvents(self.service.guards.privacy) for _ in self._events]
         self._told = Told(len(self._events))
@@ -72,6 +73,14 @@ class Job:
     def model(self) -> str:
         """The model's name, as the client calls it."""
         return self.asked[0].label or self.service.options.names[0]
+
+    @property
+    def row(self) -> Row:
+        """How it stands, for those who look on. A request that had begun and waits again is at work."""
+        begun = self.found or any(stream.stream.waited is not None for stream in self._streams)
+        usage, seconds = self.usage(), time.perf_counter() - self._record.start
+        who = self._caller.name, self._caller.tenant
+        return Row(self._record.id, *who, "running" if begun else "waiting", usage.prompt, usage.completion, seconds)
 
     def form(self, prefix: str) -> Form:
         """How its answers look in OpenAI's API; ids begin with `prefix`."""
@@ -151,7 +160,7 @@ class Job:
         self._record.usage = usage = self.usage()
         if self._ticket is not None:
             self._ticket.leave(usage.completion)
-            self._lease.used(usage.prompt, usage.completion)
+            self._caller.lease.used(usage.prompt, usage.completion)
         if self._flight is not None:
             self._flight.close()
         if self._meter is not None:

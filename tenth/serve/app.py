@@ -11,7 +11,19 @@ from starlette.types import ASGIApp
 
 from tenth import __version__
 from tenth.errors import TenthError
-from tenth.serve import anthropic, chat, completions, embeddings, infill, metrics, models, profile, responses, tokens
+from tenth.serve import (
+    anthropic,
+    chat,
+    completions,
+    embeddings,
+    infill,
+    live,
+    metrics,
+    models,
+    profile,
+    responses,
+    tokens,
+)
 from tenth.serve.guard import Guard, limit_handler
 from tenth.serve.hosts import KnownHosts
 from tenth.serve.limits import LimitReached
@@ -30,6 +42,7 @@ ROUTERS = (
     embeddings.router,
     tokens.router,
     profile.router,
+    live.router,
 )
 _METHODS = ["GET", "POST", "OPTIONS"]
 _RATES = [f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 
-from tenth.routing.drift import FEWEST, Drift, drift_from
+from tenth.routing.drift import Drift, drift_from
 from tenth.routing.profile import ProfiledModel, RoutingProfile, check_same_shape
 from tenth.routing.window import RoutingWindow
 
@@ -37,7 +37,7 @@ class DriftWatch:
         return drift
 
     def _judge(self, drift: Drift) -> None:
-        if drift.tokens < FEWEST:
+        if not drift.judged:
             return
         beyond = f"{drift.excess:.3f} bits beyond chance over {drift.tokens} tokens"
         if not self.alarm and drift.excess > self.threshold:

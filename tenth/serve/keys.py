@@ -81,6 +81,11 @@ class Keys:
                 found = key
         return found
 
+    def holds(self, sha256: str) -> bool:
+        """Whether a key that was found before is still valid, by its hash."""
+        self._refresh()
+        return any(key.sha256 == sha256 for key in self._keys)
+
     def _refresh(self) -> None:
         """Read a file that has changed. One that cannot be read changes nothing: what was valid stays so, loudly."""
         seen = self._changed()

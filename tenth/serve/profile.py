@@ -21,9 +21,9 @@ router = APIRouter()
 async def profile(request: Request) -> Response:
     """The routing profile of all that was computed: safetensors."""
     service = service_of(request)
-    window = None if service.meter is None else service.meter.experts
+    window = service.window
     if window is None:
-        raise HttpProblem(404, f"there is no routing profile: {_why(service.meter is None, service.loaded is None)}")
+        raise HttpProblem(404, f"there is no routing profile: {service.unwatched}")
     content = await asyncio.to_thread(_content, window)
     name = 'attachment; filename="routing.profile"'
     return Response(content, media_type="application/octet-stream", headers={"content-disposition": name})
@@ -31,9 +31,3 @@ async def profile(request: Request) -> Response:
 
 def _content(window: RoutingWindow) -> bytes:
     return to_bytes(window.profile())
-
-
-def _why(uncounted: bool, unloaded: bool) -> str:
-    if uncounted:
-        return "the server runs with --no-metrics"
-    return "the model is not loaded yet" if unloaded else "the model has no experts"

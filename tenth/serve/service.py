@@ -24,6 +24,7 @@ from tenth.routing.window import RoutingWindow
 from tenth.serve.admission import Admission, AdmissionLimits
 from tenth.serve.drift import DriftWatch
 from tenth.serve.guards import Guards
+from tenth.serve.live_ticker import Live
 from tenth.serve.meter import Meter
 from tenth.serve.problems import HttpProblem
 from tenth.serve.readings import Readings
@@ -97,13 +98,14 @@ class Service:
         self.drift: DriftWatch | None = None  # once there is a model
         self.meter = Meter() if options.metrics else None
         self.phase: Phase = "loading"
-        self.started = int(time.time())
+        self.started, self.begun = int(time.time()), clock()
         self.jobs: set[Job] = set()
         self.reading = 0
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="tenth-reader")
         self._model: Model | None = None
         self._engine: AsyncEngine | None = None
         self._emptied = asyncio.Event()
+        self.live = Live(self)
 
     def begin(self, model: Model, engine: AsyncEngine) -> None:
         """The model has been loaded; `warm_up` is next."""
@@ -146,6 +148,18 @@ class Service:
     def loaded(self) -> tuple[Model, AsyncEngine] | None:
         """Both, whatever the phase, once they are there."""
         return (self._model, self._engine) if self._model is not None and self._engine is not None else None
+
+    @property
+    def window(self) -> RoutingWindow | None:
+        """What routers decide; None where nobody watches them (`unwatched`)."""
+        return None if self.meter is None else self.meter.experts
+
+    @property
+    def unwatched(self) -> str:
+        """Why there is no `window`."""
+        if self.meter is None:
+            return "the server runs with --no-metrics"
+        return "the model is not loaded yet" if self.loaded is None else "the model has no experts"
 
     @property
     def failure(self) -> str | None:
@@ -205,6 +219,7 @@ class Service:
     async def drain(self) -> None:
         """Take no new work, let what runs come to its end, and end what has not in time."""
         self.phase = "draining"
+        self.live.close()
         try:
             async with asyncio.timeout(self.options.drain_seconds):
                 while self.jobs or self.reading:
@@ -220,6 +235,7 @@ class Service:
     def stop(self) -> None:
         """End everything now; streams get a last event that says so."""
         self.phase = "stopped"
+        self.live.close()
         for job in list(self.jobs):
             job.fail(HttpProblem(503, "the server has stopped before the answer was whole", "stopping", retry_after=5))
 

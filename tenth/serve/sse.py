@@ -8,15 +8,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tenth.errors import TenthError
-from tenth.serve.answering import Job, left
+from tenth.serve.answering import left
 from tenth.serve.problems import HttpProblem, openai_form, problem_of
+from tenth.serve.service import Service
 from tenth.serve.trace import Ending, record_of
 
 _GONE: dict[Ending, str] = {"left": "the client left", "unread": "the client does not read"}
@@ -36,13 +37,28 @@ def openai_failed(problem: HttpProblem) -> bytes:
     return sse(openai_form(problem)) + DONE
 
 
+class Streamed(Protocol):
+    """What events are of: a `Job`, or somebody who looks on."""
+
+    @property
+    def service(self) -> Service:
+        """Whose options tell how long a client may take nothing."""
+
+    @property
+    def found(self) -> bool:
+        """Whether all events are there already."""
+
+    def close(self) -> None:
+        """It is over."""
+
+
 class EventStream(Response):
     """The frames of a job as a stream; `failed` makes the last frame where they break off with an error."""
 
     def __init__(
         self,
         request: Request,
-        job: Job,
+        job: Streamed,
         frames: AsyncIterator[bytes],
         *,
         failed: Callable[[HttpProblem], bytes] = openai_failed,

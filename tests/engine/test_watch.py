@@ -84,6 +84,11 @@ def test_counts_are_those_of_the_sequences_one_by_one(decoder: Decoder) -> None:
     total = window.total()
     assert total.tokens == engine.scheduler.counts.computed == sum(5 + 9 * seed + 11 for seed in range(5))
     assert (total.counts_LE.sum(1) == TOP_K * total.tokens).all()
+    counts = engine.scheduler.counts
+    assert (counts.prompt, counts.drawn) == (
+        sum(5 + 9 * seed for seed in range(5)),
+        sum(len(s.tokens) for s in streams),
+    )
     routings = list(sequences(streams, decoder))
     exact = decoder.kernels.name != "reference"  # torch sums a row in another order beside other neighbours
     for at, index in enumerate(CONFIG.sparse_layers):
@@ -111,6 +116,7 @@ def test_what_is_computed_again_is_counted_again(decoder: Decoder) -> None:
     served(engine, [asked(seed, 20, 20) for seed in range(4)])
     counts = engine.scheduler.counts
     assert counts.preempted > 0
+    assert (counts.drawn, counts.prompt > 4 * 20) == (4 * 20, True)
     total = window.total()
     assert total.tokens == counts.computed
     assert (total.counts_LE.sum(1) == TOP_K * counts.computed).all()
@@ -122,6 +128,8 @@ def test_guesses_that_were_wrong_have_been_computed(decoder: Decoder) -> None:
     served(engine, [asked(2, 8, 60, logit_bias={7: 100.0}, forbidden=frozenset({8}))])  # the same token all along
     assert engine.draft_counts is not None
     assert engine.draft_counts.drafted > 0
+    assert (engine.scheduler.counts.prompt, engine.scheduler.counts.drawn) == (8, 60)
+    assert engine.scheduler.counts.steps < 60
     total = window.total()
     assert total.tokens == engine.scheduler.counts.computed
     assert (total.counts_LE.sum(1) == TOP_K * total.tokens).all()

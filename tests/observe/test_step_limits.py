@@ -16,7 +16,11 @@ from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder
 from tenth.observe.sequences import Sequences
 from tenth.observe.step_limits import prefill_work, read_step
+from tenth.observe.weight_reads import StepWeights, read_speed, weight_walks
+from tenth.routing.counts import Assignments
 from tenth.routing.record import Routing
+from tenth.routing.stacked import StackedLayers, stacked
+from tenth.weights.budget import Budget, budget_decoder
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.load import load_decoder
 from tenth.weights.packed_index import PackedIndex
@@ -79,6 +83,36 @@ def test_a_walk_reads_the_bytes_of_the_step(
     read_step(walk, decoder, routing, sequences.cache, 20)
     assert walk.nbytes == step_bytes(index, config, routing) + cache_bytes(config, batch, 20, kv)
     assert walk.run() > 0
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, SHARED, replace(TINY, moe=None, sparse_layers=())], ids=["tiny", "shared", "dense"]
+)
+def test_steps_read_what_their_walks_read(config: ModelConfig, tmp_path: Path) -> None:
+    decoder, index = loaded(tmp_path / "model", config, "int4-g32")
+    weights, total = StepWeights.of(decoder), 0
+    assert weights is not None
+    steps = list[StackedLayers]()
+    for tokens in (1, 5, 2):
+        routing = Sequences(decoder, tokens, 1).show(torch.randint(config.vocab_size, (tokens, 1)), 0, "choice").routing
+        assert routing is not None
+        total += step_bytes(index, config, routing)
+        steps += [layers for layers in [stacked(routing)] if layers is not None]
+    at_work_LE = Assignments.of(steps).steps_at_work([1, 5, 2]) if steps else None
+    assert weights.read(3, at_work_LE) == total
+    walks = weight_walks(decoder, at_work_LE)
+    assert sum(walk.nbytes for walk in walks) <= weights.read(1, None if at_work_LE is None else at_work_LE > 0)
+    assert read_speed(walks, 0.001) > 1e6
+
+
+def test_of_experts_on_disk_and_of_other_kernels_it_is_not_known(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "model", replace(TINY, head_dim=32), PackedFormat.parse("int4-g32"), seed=1)
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        assert checkpoint.packed is not None
+        kernels = choose_kernels("cpu", packed=True, head_dim=32, threads=1)
+        there = budget_decoder(checkpoint.packed, checkpoint.config, kernels, Budget(0, 6, 8192))
+        assert StepWeights.of(there) is None
+    assert StepWeights.of(Decoder(TINY)) is None
 
 
 def test_a_walk_of_all_experts_reads_the_model(tmp_path: Path) -> None:

@@ -112,3 +112,49 @@ def test_the_profile_is_all_that_was_seen_until_it_is_cleared() -> None:
     assert profile.by_domain()["served"].counts_LE.tolist() == profile.counts.counts_LE.tolist()
     window.clear()
     assert (window.profile().counts.tokens, window.recent().tokens, profile.counts.tokens) == (0, 0, 11)
+
+
+def test_a_reader_is_given_everything_once() -> None:
+    window = RoutingWindow(MODEL)
+    window.note(step(0, 10))
+    reader = window.reader()
+    assert (reader.take().counts.tokens, reader.take().steps) == (0, 0), "from when it began"
+    window.note(step(1, 3))
+    window.note(step(0, 2))
+    window.total()  # somebody else looks
+    other = window.reader()
+    window.note(step(0))
+    fresh = reader.take()
+    assert (fresh.counts.tokens, fresh.counts.counts_LE.tolist()) == (6, [[3, 3, 0, 6]] * 2)
+    assert (fresh.steps, fresh.at_work_LE.tolist()) == (3, [[2, 1, 0, 3]] * 2)
+    assert (other.take().counts.tokens, reader.take().counts.tokens) == (1, 0)
+    other.close()
+    window.note(step(2))
+    assert (other.fresh.counts.tokens, reader.take().counts.tokens) == (0, 1)
+    window.note(step(2))
+    window.clear()
+    assert (reader.take().counts.tokens, window.total().tokens) == (0, 0)
+
+
+def test_readers_lose_nothing_where_many_steps_come() -> None:
+    """The engine's thread sums up what has piled up, while others look."""
+    window, ended = RoutingWindow(MODEL), threading.Event()
+    reader = window.reader()
+    found = [0, 0]
+
+    def look() -> None:
+        over = False
+        while not over:
+            over = ended.is_set()
+            fresh = reader.take()
+            found[0] += fresh.counts.tokens
+            found[1] += int(fresh.at_work_LE[0, 3])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for number in range(3000):
+        window.wish(7)
+        window.note(step(number % 3, 7))
+    ended.set()
+    thread.join()
+    assert found == [21_000, 3000]

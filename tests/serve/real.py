@@ -12,6 +12,8 @@ import httpx
 from tenth.api import Model
 from tenth.engine.engine import EngineOptions
 from tenth.engine.scheduler import SchedulerOptions
+from tenth.routing.profile import RoutingProfile
+from tenth.serve.guards import Guards
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
 
@@ -19,12 +21,20 @@ from tenth.serve.service import ServeOptions, Service
 class Server:
     """One that serves."""
 
-    def __init__(self, model: Model, options: ServeOptions, pages: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: ServeOptions,
+        pages: int,
+        guards: Guards | None = None,
+        profile: RoutingProfile | None = None,
+    ) -> None:
         self.ended: bool | None = None
         self._bound = listening_socket("127.0.0.1", 0)
         self.port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._model, self._options, self._pages = model, options, pages
+        self._guards, self._profile = guards, profile
         self._begun = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -51,7 +61,7 @@ class Server:
         import asyncio
 
         async def live() -> bool:
-            self.service = Service(self._options)
+            self.service = Service(self._options, self._guards, profile=self._profile)
             self.life = Life(self.service, self._load, self._bound)
             self._begun.set()
             return await self.life.live()
@@ -65,8 +75,15 @@ class Server:
 
 
 @contextmanager
-def server(model: Model, options: ServeOptions | None = None, pages: int = 600) -> Iterator[Server]:
-    running = Server(model, options or ServeOptions(), pages)
+def server(
+    model: Model,
+    options: ServeOptions | None = None,
+    pages: int = 600,
+    *,
+    guards: Guards | None = None,
+    profile: RoutingProfile | None = None,
+) -> Iterator[Server]:
+    running = Server(model, options or ServeOptions(), pages, guards, profile)
     try:
         yield running
     finally:
