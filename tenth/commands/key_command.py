@@ -19,6 +19,9 @@ def command(
     concurrent_requests: _Limit = None,
     tokens_per_day: _Limit = None,
     tokens_per_month: _Limit = None,
+    reviewer: Annotated[
+        bool, typer.Option("--reviewer", help="With `new`: may see and decide the reviews of all keys.")
+    ] = False,
 ) -> None:
     """Make, list and remove API keys. A new key is printed once; the file holds its hash.
 
@@ -32,16 +35,16 @@ def command(
         "tokens_per_month": tokens_per_month,
     }
     given = {limit: value for limit, value in limits.items() if value is not None}
-    _check(action, name, given)
+    _check(action, name, given, reviewer=reviewer)
     if action == "list":
         _list(keys)
     elif action == "new":
-        _new(keys, str(name), given)
+        _new(keys, str(name), given, reviewer=reviewer)
     else:
         _remove(keys, str(name))
 
 
-def _check(action: str, name: str | None, limits: dict[str, Any]) -> None:
+def _check(action: str, name: str | None, limits: dict[str, Any], *, reviewer: bool) -> None:
     from tenth.errors import RequestError
 
     if action not in ("new", "list", "rm"):
@@ -50,24 +53,25 @@ def _check(action: str, name: str | None, limits: dict[str, Any]) -> None:
         raise RequestError("`tenth key list` takes no name" if name else f"`tenth key {action}` needs a name")
     if limits and action != "new":
         raise RequestError(f"`tenth key {action}` takes no limits: they are given with `new`, or written in the file")
+    if reviewer and action != "new":
+        raise RequestError(f"`tenth key {action}` takes no --reviewer: it is given with `new`, or written in the file")
 
 
 def _list(path: Path) -> None:
     from tenth.serve.keys import read_keys
 
     for key in read_keys(path):
-        print(
-            f"{key.name:<24}{', '.join(f'{name} {value:,}' for name, value in key.limits.given.items()) or 'no limits'}"
-        )
+        limits = [f"{name} {value:,}" for name, value in key.limits.given.items()] or ["no limits"]
+        print(f"{key.name:<24}{', '.join([*limits, *(['reviewer'] if key.reviews else [])])}")
 
 
-def _new(path: Path, name: str, limits: dict[str, Any]) -> None:
+def _new(path: Path, name: str, limits: dict[str, Any], *, reviewer: bool) -> None:
     import sys
 
     from tenth.serve.keys import new_key
     from tenth.serve.limits import Limits
 
-    key = new_key(path, name, Limits.read(limits))
+    key = new_key(path, name, Limits.read(limits), reviews=reviewer)
     print(f"{path}: {name} is added. The key is shown this once:", file=sys.stderr)
     print(key)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SERVER = "Server"
 _LIMITS = "Limits"
 _GUARDS = "Guards"
+_REVIEWS = "Reviews"
 
 
 def _one_of(option: str, *names: str) -> Callable[[str], None]:
@@ -55,6 +56,13 @@ def _origins(origins: list[str]) -> None:
         from tenth.serve.hosts import check_origins
 
         check_origins(origins)
+
+
+def _reviews(url: str) -> None:
+    with suppress(ImportError):
+        from tenth.serve.review_database import check_address
+
+        check_address(url)
 
 
 def command(
@@ -254,6 +262,32 @@ def command(
         bool,
         typer.Option("--response-cache-shared", help="Between keys, too.", rich_help_panel=_GUARDS),
     ] = False,
+    reviews: Annotated[
+        str | None,
+        typer.Option(
+            "--reviews",
+            metavar="FILE|URL",
+            help="Keep answers that people flag, for others to decide: a file, sqlite:///FILE, or postgresql://...",
+            callback=judged(_reviews),
+            show_default="nowhere",
+            rich_help_panel=_REVIEWS,
+        ),
+    ] = None,
+    review_rules: Annotated[
+        Path | None,
+        typer.Option(
+            "--review-rules",
+            metavar="FILE",
+            help="Flag answers by the rules of a TOML file, too (docs/reviews.md).",
+            rich_help_panel=_REVIEWS,
+        ),
+    ] = None,
+    review_keep: Annotated[
+        int,
+        typer.Option(
+            "--review-keep", min=1, help="At most so many; those decided longest ago go.", rich_help_panel=_REVIEWS
+        ),
+    ] = 10_000,
     draft: Annotated[
         str,
         typer.Option("--draft", help="Guess tokens ahead: off, lookup, suffix, or the name of a small model."),
@@ -290,6 +324,7 @@ def command(
         from tenth.serve.guards import GuardOptions, open_guards
         from tenth.serve.hosts import checked_hosts, is_loopback
         from tenth.serve.logs import log_to_stderr
+        from tenth.serve.review_queue import ReviewOptions, open_reviews
         from tenth.serve.runner import listening_socket, run
         from tenth.serve.service import ServeOptions, Service
     except ImportError as error:
@@ -327,19 +362,19 @@ def command(
         engine_options = replace(cache_options(loaded, room, max_num_seqs, max_model_len), limit=limit)
         return loaded, loaded.engine(engine_options, draft=drafter)
 
-    with open_guards(
-        GuardOptions(
-            keys=keys,
-            api_key=os.environ.get("TENTH_API_KEY") if api_key is None else api_key,  # an empty one is a mistake
-            state=state,
-            privacy=privacy,
-            privacy_names=privacy_names,
-            cache=response_cache,
-            cache_bytes=o.size("--response-cache-size", response_cache_size),
-            cache_seconds=3600 * response_cache_hours,
-            cache_shared=response_cache_shared,
-        )
-    ) as guards:
+    guard_options = GuardOptions(
+        keys=keys,
+        api_key=os.environ.get("TENTH_API_KEY") if api_key is None else api_key,  # an empty one is a mistake
+        state=state,
+        privacy=privacy,
+        privacy_names=privacy_names,
+        cache=response_cache,
+        cache_bytes=o.size("--response-cache-size", response_cache_size),
+        cache_seconds=3600 * response_cache_hours,
+        cache_shared=response_cache_shared,
+    )
+    review_options = ReviewOptions(reviews, review_rules, review_keep)
+    with open_guards(guard_options) as guards, open_reviews(review_options) as queue:
         log_to_stderr(log, masked=guards.privacy.on)  # type: ignore[arg-type]
         bound = listening_socket(host, port)
         address, chosen = bound.getsockname()[:2]
@@ -348,5 +383,5 @@ def command(
         typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading)", err=True)
         if guards.keys is None and not is_loopback(address):
             typer.echo("note: whoever can reach this address may ask; --keys or TENTH_API_KEY asks for a key", err=True)
-        if not run(Service(options, guards, profile=stored), load, bound):
+        if not run(Service(options, guards, profile=stored, reviews=queue), load, bound):
             raise typer.Exit(1)

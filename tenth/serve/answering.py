@@ -25,6 +25,7 @@ from tenth.serve.private_answer import PrivateEvents
 from tenth.serve.problems import HttpProblem
 from tenth.serve.readings import Reading
 from tenth.serve.response_cache import Flight
+from tenth.serve.review_watch import Watch
 from tenth.serve.service import Service, service_of
 from tenth.serve.trace import record_of
 
@@ -46,6 +47,7 @@ class Job:
         streams: Sequence[AsyncStream] = (),
         ticket: Ticket | None = None,
         flight: Flight | None = None,
+        body: Mapping[str, Any] | None = None,
     ) -> None:
         self.service, self.asked, self._ticket, self._flight = service_of(request), list(asked), ticket, flight
         self.id, self.created = uuid.uuid4().hex, int(time.time())
@@ -57,6 +59,7 @@ class Job:
         self._kept = told_again(flight.entry) if flight is not None and flight.entry is not None else None
         self._record.cache = None if flight is None else flight.mark
         meter = self.service.meter
+        self._watch = _watch(request, self, body or {}) if streams else None
         self._meter = JobMeter(meter, self._streams, self._record.start) if meter is not None and streams else None
         self._problem: HttpProblem | None = None
         seconds = self.service.options.request_seconds
@@ -107,6 +110,8 @@ class Job:
     def _found(self, choice: int, stream: Stream, update: Update) -> list[Said]:
         """What an update of an answer tells the client."""
         events, private, answer = self._events[choice], self._private[choice], stream.answers[update.answer]
+        if self._watch is not None and not events.over:
+            self._watch.drawn(choice, update.drawn)
         found = events.push(update.drawn, stream.prompt)
         if update.finish_reason is not None:
             if answer.error is not None:
@@ -117,6 +122,8 @@ class Job:
         shown = private.take(found) if self.service.guards.privacy.on else found
         if update.finish_reason is None and (events.over or private.refused):
             answer.cancel()
+        if self._watch is not None:
+            self._watch.told(choice, shown, answer.thought, private.finds)
         told = [Said(choice, event) for event in shown]
         self._note(told)
         if self._flight is not None:
@@ -206,7 +213,7 @@ async def begin(request: Request, kind: Kind, body: Mapping[str, Any]) -> Job:
     """
     service = service_of(request)
     service.check(body)
-    return await start(request, await _read(service, kind, body))
+    return await start(request, await _read(service, kind, body), body)
 
 
 async def _read(service: Service, kind: Kind, body: Mapping[str, Any]) -> Reading:
@@ -221,8 +228,8 @@ async def _read(service: Service, kind: Kind, body: Mapping[str, Any]) -> Readin
     return reading
 
 
-async def start(request: Request, reading: Reading) -> Job:
-    """Begin the answers to what was read, or find them; as above."""
+async def start(request: Request, reading: Reading, body: Mapping[str, Any] | None = None) -> Job:
+    """Begin the answers to what was read, or find them; as above. `body` is for whoever reviews them."""
     service, asked = service_of(request), reading.asked
     answers = sum(one.request.n for one in asked)
     if answers > service.options.answers:
@@ -231,7 +238,7 @@ async def start(request: Request, reading: Reading) -> Job:
     try:
         if flight is not None and flight.entry is not None:
             return Job(request, asked, flight=flight)
-        return await _compute(request, asked, flight)
+        return await _compute(request, asked, flight, body)
     except BaseException:
         if flight is not None:
             flight.close()
@@ -272,7 +279,7 @@ async def _turn(request: Request, service: Service, asking: Coroutine[Any, Any, 
         raise
 
 
-async def _compute(request: Request, asked: list[Asked], flight: Flight | None) -> Job:
+async def _compute(request: Request, asked: list[Asked], flight: Flight | None, body: Mapping[str, Any] | None) -> Job:
     service = service_of(request)
     for one in asked:
         if one.request.grammar is not None:
@@ -283,6 +290,8 @@ async def _compute(request: Request, asked: list[Asked], flight: Flight | None) 
     wanted = [replace(one.request, tenant=caller.tenant) for one in asked]
     if service.guards.keys is not None:  # nobody goes ahead of others by asking for it
         wanted = [replace(one, priority=max(one.priority, 0)) for one in wanted]
+    if service.reviews is not None:
+        wanted = [service.reviews.scored(one) for one in wanted]
     lengths = [one.request.max_tokens if one.bounded else min(one.request.max_tokens, _OPEN) for one in asked]
     answers = sum(one.n * length for one, length in zip(wanted, lengths, strict=True))
     caller.lease.reserve(sum(len(one.prompt) for one in wanted), answers)
@@ -291,12 +300,20 @@ async def _compute(request: Request, asked: list[Asked], flight: Flight | None) 
     try:
         for each in wanted:
             streams.append(service.engine.submit(each))
-        return Job(request, asked, streams, ticket, flight)
+        return Job(request, asked, streams, ticket, flight, body)
     except BaseException:
         ticket.leave(0)
         for stream in streams:
             stream.close()
         raise
+
+
+def _watch(request: Request, job: Job, body: Mapping[str, Any]) -> Watch | None:
+    """What looks at the answers of a job for rules to judge, if there are any."""
+    reviews, caller = job.service.reviews, caller_of(request.scope)
+    if reviews is None or not reviews.rules:
+        return None
+    return reviews.watch(job.asked, body, job.model, (caller.name, caller.owner or ""))
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -22,6 +22,7 @@ from tenth.serve import (
     models,
     profile,
     responses,
+    reviews,
     tokens,
 )
 from tenth.serve.guard import Guard, limit_handler
@@ -43,6 +44,7 @@ ROUTERS = (
     tokens.router,
     profile.router,
     live.router,
+    reviews.router,
 )
 _METHODS = ["GET", "POST", "OPTIONS"]
 _RATES = [f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]

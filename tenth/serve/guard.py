@@ -40,12 +40,19 @@ _UNCOUNTED = ("GET", "HEAD", "OPTIONS")
 class Caller:
     """Who asks, by the name of the key, and what the request may use and has used.
 
-    `tenant` is the key's own: a new key of an old name finds nothing of the old one's.
+    `tenant` is the key's own: a new key of an old name finds nothing of the old one's. A `reviewer` sees and decides
+    the reviews of all.
     """
 
     name: str
     tenant: str
     lease: Lease
+    reviewer: bool = False
+
+    @property
+    def owner(self) -> str | None:
+        """Whose reviews this caller may see; None: all."""
+        return None if self.reviewer else self.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class Guard:
         if key is not None and self._limiter is not None:
             await self._limited(key, self._limiter, scope, receive, send)
         elif self._keys is None or self._public.has(scope):
-            scope[_CALLER] = Caller(ANONYMOUS, ANONYMOUS, Lease.free(ANONYMOUS))
+            scope[_CALLER] = Caller(ANONYMOUS, ANONYMOUS, Lease.free(ANONYMOUS), reviewer=self._keys is None)
             await self._app(scope, receive, send)
         else:
             record_of(scope).code, record_of(scope).error = "invalid_api_key", "no valid key"
@@ -117,7 +124,7 @@ class Guard:
         lease = None
         try:
             lease = limiter.begin(name, limits if counted else Limits())
-            scope[_CALLER] = Caller(name, key.sha256, lease)
+            scope[_CALLER] = Caller(name, key.sha256, lease, key.reviews)
             await self._app(scope, receive, watched)
         except LimitReached as reached:
             if begun:

@@ -27,6 +27,7 @@ from tenth.serve.limits import Limits
 PREFIX = "sk-tenth-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_OWN = ("name", "sha256", "reviews")  # all others are limits
 _LONGEST = 512  # characters of a key that is presented; more is not hashed
 _FIRST_LINES = "# API keys of `tenth serve`: names, hashes and limits; `tenth key` adds and removes them.\n"
 
@@ -35,11 +36,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A name, the SHA-256 of the key as hexadecimal digits, and what it may use."""
+    """A name, the SHA-256 of the key as hexadecimal digits, what it may use, and whether it may review all answers."""
 
     name: str
     sha256: str
     limits: Limits = field(default_factory=Limits)
+    reviews: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -68,7 +70,7 @@ class Keys:
         """One key without limits, whose name is `default`."""
         if len(secret) < 8 or len(secret) > _LONGEST or not secret.isascii() or not secret.isprintable():
             raise ConfigError(f"an API key must be 8 to {_LONGEST} printable ASCII characters")
-        key = Key("default", hash_of(secret))
+        key = Key("default", hash_of(secret), reviews=True)  # there is nobody else
         return cls(lambda: (key,), lambda: None)
 
     def find(self, presented: str) -> Key | None:
@@ -135,16 +137,18 @@ def _key(table: dict[str, Any]) -> Key:
         if name not in table:
             raise ConfigError(f"a [[key]] has no {name}")
     try:
-        limits = Limits.read({name: value for name, value in table.items() if name not in ("name", "sha256")})
+        limits = Limits.read({name: value for name, value in table.items() if name not in _OWN})
+        if type(reviews := table.get("reviews", False)) is not bool:
+            raise ConfigError(f"reviews is {reviews!r:.40}, it must be true or false")
     except ConfigError as error:
         raise ConfigError(f"key {table['name']!r:.80}: {error}") from None
-    return Key(table["name"], table["sha256"], limits)
+    return Key(table["name"], table["sha256"], limits, reviews)
 
 
-def new_key(path: Path, name: str, limits: Limits) -> str:
+def new_key(path: Path, name: str, limits: Limits, *, reviews: bool = False) -> str:
     """Add a key to the file, which is made where there is none; gives the key itself, which is kept nowhere."""
     key = PREFIX + secrets.token_urlsafe(32)
-    entry = Key(name, hash_of(key), limits)
+    entry = Key(name, hash_of(key), limits, reviews)
     with _only_writer(path):
         there = read_keys(path) if path.exists() else ()
         if any(one.name == name for one in there):
@@ -171,7 +175,7 @@ def remove_key(path: Path, name: str) -> None:
 
 
 def _table(key: Key) -> str:
-    lines = [f'name = "{key.name}"', f'sha256 = "{key.sha256}"']
+    lines = [f'name = "{key.name}"', f'sha256 = "{key.sha256}"', *(["reviews = true"] if key.reviews else [])]
     return "\n".join(["[[key]]", *lines, *(f"{name} = {value}" for name, value in key.limits.given.items()), ""])
 
 

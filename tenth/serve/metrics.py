@@ -22,6 +22,7 @@ from tenth import __version__
 from tenth.api.model import Model
 from tenth.serve.metric_families import Families, Metric
 from tenth.serve.metrics_engine import cache_families, drift_families, engine_families, expert_families
+from tenth.serve.review_queue import Reviews
 from tenth.serve.service import Phase, Service
 
 router = APIRouter()
@@ -60,6 +61,8 @@ class _Collected(Collector):
         yield from _server_families(service)
         yield from _request_families(service, families)
         yield from _guard_families(service, families)
+        if service.reviews is not None:
+            yield from _review_families(service.reviews)
         if service.loaded is not None:
             model, engine = service.loaded
             yield from engine_families(engine.engine, model, families)
@@ -108,6 +111,18 @@ def _request_families(service: Service, families: Families) -> Iterator[Metric]:
         ("request_generation_tokens", "Tokens of an answer.", meter.generation_length),
     ):
         yield families.histogram(name, text, histogram)
+
+
+def _review_families(reviews: Reviews) -> Iterator[Metric]:
+    families = Families()
+    for name, text, label, counts in (
+        ("flagged", "Reasons for which answers were flagged, by kind.", "kind", reviews.flagged),
+        ("decided", "What people decided.", "decision", reviews.decided),
+        ("lost", "Flagged answers that were not kept.", "reason", reviews.lost),
+        ("errors", "Times that the reviews' database failed, for rules or for people.", "of", reviews.errors),
+    ):
+        values = {(value,): count for value, count in list(counts.items())}
+        yield families.counter(f"reviews_{name}", text, values, (label,))
 
 
 def _guard_families(service: Service, families: Families) -> Iterator[Metric]:

@@ -131,6 +131,22 @@ _BODIES: dict[str, tuple[Json, list[str]]] = {
     "tokenize": ({"prompt": _TEXT, "messages": _MESSAGES, "add_special_tokens": _FLAG, "return_token_strs": _FLAG}, []),
     "detokenize": ({"tokens": _IDS}, ["tokens"]),
 }
+_DECISIONS = ["approve", "correct", "reject"]
+_BODIES |= {
+    "flag": (
+        {"messages": _MESSAGES, "answer": _TEXT, "reasoning": _TEXT, "model": _TEXT, "note": _TEXT},
+        ["messages", "answer"],
+    ),
+    "decision": (
+        {"decision": {"enum": _DECISIONS}, "correction": _TEXT, "note": _TEXT, "seen": _WHOLE},
+        ["decision"],
+    ),
+}
+_QUERIES: dict[str, dict[str, Json]] = {
+    "reviews": {"state": _TEXT, "limit": _within("integer", 1, 200), "after": _TEXT},
+    "reviews_export": {"state": _TEXT},
+    "review": {},
+}
 _ERROR: Json = {
     "type": "object",
     "properties": {
@@ -147,15 +163,18 @@ _ERROR: Json = {
     },
     "required": ["error"],
 }
-_REFUSALS = {400: "The body cannot be served.", 404: "No such model.", 413: "Too large.", 415: "Not JSON."}
+_REFUSALS = {400: "The body cannot be served.", 404: "No such model, or review.", 413: "Too large.", 415: "Not JSON."}
 _BUSY = {429: "The server is full.", 503: "The model is not ready, or the server is stopping."}
 
 
 def described(name: str) -> dict[str, Any]:
-    """For a route: what its body is, and how it refuses."""
+    """For a route: what its body or its query is, and how it refuses."""
+    errors = {"application/json": {"schema": _ERROR}}
+    answers = {code: {"description": words, "content": errors} for code, words in (_REFUSALS | _BUSY).items()}
+    if name in _QUERIES:
+        query = [{"name": one, "in": "query", "schema": schema} for one, schema in _QUERIES[name].items()]
+        return {"openapi_extra": {"parameters": query} if query else {}, "responses": answers}
     properties, required = _BODIES[name]
     schema = {"type": "object", "properties": properties, "required": required}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    errors = {"application/json": {"schema": _ERROR}}
-    answers = {code: {"description": words, "content": errors} for code, words in (_REFUSALS | _BUSY).items()}
     return {"openapi_extra": {"requestBody": body}, "responses": answers}

@@ -110,8 +110,13 @@ class PrivateAnswer:
     """Streams of one answer, each under a key of its own: a choice's content, its reasoning, each of its tool calls."""
 
     def __init__(self, on: bool, find: Find, report: Callable[[str], None], names: bool) -> None:
-        self._on, self._find, self._report, self._names = on, find, report, names
+        self._on, self._find, self._told, self._names = on, find, report, names
         self._masks: dict[Hashable, TextMask | JsonMask] = {}
+        self.finds: Counter[str] = Counter()  # how many of each kind
+
+    def _report(self, label: str) -> None:
+        self.finds[label] += 1
+        self._told(label)
 
     def push(self, key: Hashable, text: str) -> str:
         """What of a text may be shown now, maybe nothing; PrivacyRefused before any of a find is."""

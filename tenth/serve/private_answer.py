@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tenth.api.answer_events import Event, Finish, ReasoningText
 from tenth.api.tool_events import ArgumentsText, CallBegin, CallEnd, ContentText
 from tenth.serve.privacy import Privacy
@@ -22,6 +24,11 @@ class PrivateEvents:
         self._call: int | None = None
         self._arguments = ""
         self.refused = False
+
+    @property
+    def finds(self) -> Mapping[str, int]:
+        """How many of each kind were found so far."""
+        return self._masks.finds
 
     def take(self, events: list[Event]) -> list[Event]:
         """What may be shown of them now; behind a refusal, nothing more."""

@@ -31,6 +31,7 @@ from tenth.serve.readings import Readings
 
 if TYPE_CHECKING:
     from tenth.serve.answering import Job
+    from tenth.serve.review_queue import Reviews
 
 Phase = Literal["loading", "warming up", "ready", "draining", "stopped"]
 Result = TypeVar("Result")
@@ -81,7 +82,7 @@ class ServeOptions:
 class Service:
     """One model behind one port. `begin` gives it the model; until then, and when it drains, there is no new work.
 
-    Its `guards` are the caller's to close. `profile` is what routing is held against.
+    Its `guards` and `reviews` are the caller's to close. `profile` is what routing is held against.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class Service:
         guards: Guards | None = None,
         clock: Callable[[], float] = time.monotonic,
         profile: RoutingProfile | None = None,
+        reviews: Reviews | None = None,
     ) -> None:
         self.options, self.guards, self.clock = options, guards or Guards(), clock
+        self.reviews = reviews
         if profile is not None and not options.metrics:
             raise RequestError("a routing profile is compared with what metrics count: it does not go without them")
         self._stored = profile
