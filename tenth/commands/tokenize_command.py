@@ -27,7 +27,7 @@ def command(
         str | None, typer.Option("--domain-key", help="Key or column that holds the domain.", show_default=False)
     ] = None,
     format: Annotated[
-        str, typer.Option("--format", help="text, jsonl or parquet, whatever the files are called.")
+        str, typer.Option("--format", help="text, jsonl, chat or parquet, whatever the files are called.")
     ] = "auto",
     hold_out: Annotated[
         float, typer.Option("--hold-out", help="Share of documents to write to OUT.held-out instead.")

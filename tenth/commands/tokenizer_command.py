@@ -18,7 +18,7 @@ def command(
     vocabulary: Annotated[int, typer.Option("--vocab", help="Tokens, the end of text and the bytes among them.")],
     text_key: Annotated[str, typer.Option("--text-key", help="Key or column that holds the text.")] = "text",
     format: Annotated[
-        str, typer.Option("--format", help="text, jsonl or parquet, whatever the files are called.")
+        str, typer.Option("--format", help="text, jsonl, chat or parquet, whatever the files are called.")
     ] = "auto",
 ) -> None:
     """Learn a byte-level BPE tokenizer and write it as `tenth` and transformers read it."""

@@ -1,20 +1,34 @@
-"""A document: its text, its domain, and where it was found."""
+"""A document: its text or its messages, its domain, and where it was found."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tenth.errors import FileFormatError
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages and tools in OpenAI's form, which a model's template makes tokens of."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `where` names file and line for errors, `read` is how many bytes of the file were needed so far."""
+    """One text. `where` names file and line for errors, `read` is how many bytes of the file were needed so far.
+
+    Of a `chat` the text is what its messages say, without their roles.
+    """
 
     text: str
     domain: str
     where: str = ""
     read: int = 0
+    chat: Chat | None = None
 
 
 def valid_text(value: object, key: str, where: str) -> str:

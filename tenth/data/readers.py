@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from tenth.data.document import Document, valid_text
+from tenth.data.document import Chat, Document, valid_text
 from tenth.data.parquet import read_parquet
 from tenth.data.token_file import is_token_file
 from tenth.errors import FileFormatError, RequestError
+from tenth.weights.template_messages import normal_messages, normal_tools
 
-Format = Literal["auto", "text", "jsonl", "parquet"]
-FORMATS: tuple[Format, ...] = ("auto", "text", "jsonl", "parquet")
+Format = Literal["auto", "text", "jsonl", "chat", "parquet"]
+FORMATS: tuple[Format, ...] = ("auto", "text", "jsonl", "chat", "parquet")
 _LINES = (".jsonl", ".ndjson")
 
 
@@ -27,8 +28,9 @@ _LINES = (".jsonl", ".ndjson")
 class TextSource:
     """Files with text: a file, a folder with all in it that is not hidden, or a pattern such as `src/**/*.py`.
 
-    A text file is one document; JSON lines and Parquet hold one in `text_key` of each line or row. The domain of a
-    document is what `domain_key` holds, else `domain`, else the source's name.
+    A text file is one document; JSON lines and Parquet hold one in `text_key` of each line or row. With format `chat`
+    each line holds `messages`, and maybe `tools`. The domain of a document is what `domain_key` holds, else `domain`,
+    else the source's name.
     """
 
     path: str
@@ -41,6 +43,8 @@ class TextSource:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise RequestError(f"the format is {self.format!r:.40}, it must be one of {', '.join(FORMATS)}")
+        if self.format == "chat" and self.text_key != "text":
+            raise RequestError("the format chat takes no text key: a chat is under `messages`")
         if not self.path:
             raise RequestError("the path of a source is empty; it must name a file, a folder or a pattern")
         if not self.name:
@@ -80,8 +84,8 @@ def read_file(path: Path, source: TextSource) -> Iterator[Document]:
         raise RequestError(f"{path}: is a token file already")
     if kind == "parquet":
         yield from read_parquet(path, source.text_key, source.domain_key, source.default_domain)
-    elif kind == "jsonl":
-        yield from _read_lines(path, source)
+    elif kind in ("jsonl", "chat"):
+        yield from _read_lines(path, source, chats=kind == "chat")
     else:
         with _opened(path) as (file, raw):
             text = _decoded(file.read(), str(path), " (a pattern such as 'folder/**/*.txt' leaves other files out)")
@@ -100,11 +104,27 @@ def read_records(path: Path) -> Iterator[tuple[dict[str, object], str, int]]:
                 yield _record(content, where), where, raw.tell()
 
 
-def _read_lines(path: Path, source: TextSource) -> Iterator[Document]:
+def _read_lines(path: Path, source: TextSource, *, chats: bool) -> Iterator[Document]:
     for record, where, read in read_records(path):
-        text = _text(record, source.text_key, where)
+        chat = _chat(record, where) if chats else None
+        text = _text(record, source.text_key, where) if chat is None else _said(chat, where)
         domain = source.default_domain if source.domain_key is None else _text(record, source.domain_key, where)
-        yield Document(text, domain, where, read)
+        yield Document(text, domain, where, read, chat)
+
+
+def _chat(record: dict[str, object], where: str) -> Chat:
+    if "messages" not in record:
+        raise FileFormatError(f"{where}: has no key 'messages'; its keys are: {', '.join(list(record)[:10]) or 'none'}")
+    try:
+        return Chat(normal_messages(record["messages"]), normal_tools(record.get("tools")))
+    except RequestError as error:
+        raise FileFormatError(f"{where}: {error}") from None
+
+
+def _said(chat: Chat, where: str) -> str:
+    return "\n".join(
+        valid_text(message["content"], "content", where) for message in chat.messages if message["content"]
+    )
 
 
 def _record(line: str, where: str) -> dict[str, object]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tenth.data.document import Document
+from tenth.data.document import Chat, Document
 from tenth.data.readers import TextSource, read_file, source_files
 from tenth.data.token_file import VERSION, Progress, TokenFile
 from tenth.data.token_writer import TokenWriter
-from tenth.errors import FileFormatError, RequestError, TextError, TokenizerError
+from tenth.errors import FileFormatError, RequestError, TemplateError, TextError, TokenizerError
+from tenth.weights.template import ChatTemplate
 from tenth.weights.tokenizer import Tokenizer
 
 _BATCH = 1 << 20  # characters encoded in one go
@@ -141,6 +142,8 @@ def cache_key(sources: Sequence[TextSource], tokenizer: Tokenizer) -> str:
     ]
     parts = [VERSION, [asdict(source) for source in sources], files, tokenizer.rules_fingerprint]
     parts.append(asdict(TokenizeOptions()))
+    if any(source.format == "chat" for source in sources):
+        parts.append(tokenizer.chat_template)
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
@@ -210,9 +213,12 @@ def _batches(documents: Iterator[Document], tally: Tally) -> Iterator[list[Docum
 
 
 def _encode(batch: Sequence[Document], tokenizer: Tokenizer, end: int | None) -> Iterator[NDArray[np.int64]]:
-    short = iter(tokenizer.encode_batch([document.text for document in batch if len(document.text) <= _LONGEST]))
+    short = iter(tokenizer.encode_batch([one.text for one in batch if one.chat is None and len(one.text) <= _LONGEST]))
     tail = [] if end is None else [end]
     for document in batch:
+        if document.chat is not None:
+            yield np.array(_chat_ids(document, document.chat, tokenizer) + tail, np.int64)
+            continue
         if len(document.text) <= _LONGEST:
             yield np.array(next(short) + tail, np.int64)
             continue
@@ -220,6 +226,17 @@ def _encode(batch: Sequence[Document], tokenizer: Tokenizer, end: int | None) ->
             tokenizer.encode_batch([piece], after=number > 0)[0] for number, piece in enumerate(pieces(document.text))
         )
         yield np.concatenate([*(np.array(part, np.int64) for part in parts), np.array(tail, np.int64)])
+
+
+def _chat_ids(document: Document, chat: Chat, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a chat, with control tokens where the model's template puts them."""
+    if tokenizer.chat_template is None:
+        raise TokenizerError(f"{document.where}: is a chat, and the tokenizer has no chat template")
+    template = ChatTemplate(tokenizer.chat_template, variables=tokenizer.special_tokens)
+    try:
+        return template.encode(tokenizer, chat.messages, tools=chat.tools, add_generation_prompt=False)
+    except (TemplateError, RequestError) as error:
+        raise FileFormatError(f"{document.where}: {error}") from None
 
 
 def pieces(text: str, most: int = _LONGEST) -> Iterator[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from tenth.errors import MachineError, RequestError
 from tenth.serve.database import connected
@@ -112,7 +112,16 @@ class PostgresDatabase:
                 "reviews in PostgreSQL need the package psycopg: pip install 'tenth[postgres]'"
             ) from None
         self._psycopg, self._url, self._lock = psycopg, url, threading.Lock()
-        self.name = _without_password(url)
+        try:
+            said = psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.Error:  # whose words may hold the password
+            raise RequestError(
+                "--reviews is no address of PostgreSQL: postgresql://user@host/database is one"
+            ) from None
+        self._password = str(said.get("password") or "")
+        self.name = (
+            f"PostgreSQL, database {said.get('dbname') or 'of the user'} at {said.get('host') or 'this machine'}"
+        )
         try:
             self._connection = self._connected()
             with self._connection.transaction():
@@ -125,7 +134,7 @@ class PostgresDatabase:
         """As `Database` says."""
         with self._lock:
             try:
-                self._begin()
+                self._begin("READ COMMITTED" if write else "REPEATABLE READ READ ONLY")
                 if write:
                     self._connection.execute("LOCK TABLE tenth_reviews IN SHARE ROW EXCLUSIVE MODE")
                 yield self._execute
@@ -158,14 +167,14 @@ class PostgresDatabase:
             self._connection.execute("SELECT pg_advisory_xact_lock(838485)")  # two that begin at once
             self._connection.execute(_SCHEMA.format(bytewise='"C"'))
 
-    def _begin(self) -> None:
+    def _begin(self, how: str) -> None:
         limits = f"SET LOCAL statement_timeout = {int(1000 * _WAIT_S)}"
         try:
-            self._connection.execute("BEGIN")
+            self._connection.execute(f"BEGIN ISOLATION LEVEL {how}")
         except self._psycopg.OperationalError:  # it was lost since the last time: nothing has begun
             self._connection.close()
             self._connection = self._connected()
-            self._connection.execute("BEGIN")
+            self._connection.execute(f"BEGIN ISOLATION LEVEL {how}")
         self._connection.execute(limits)
 
     def _execute(self, statement: str, values: Sequence[object]) -> Rows:
@@ -180,14 +189,5 @@ class PostgresDatabase:
 
     def _problem(self, error: Exception) -> MachineError:
         words = str(error).strip().partition("\n")[0] or type(error).__name__
-        if password := urlsplit(self._url).password:
-            words = words.replace(password, "***").replace(unquote(password), "***")
+        words = words.replace(self._password, "***") if self._password else words
         return MachineError(f"{self.name}: {words}")
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        return f"postgresql://{parts.hostname or ''}{parts.path}"
-    except ValueError:
-        return "postgresql"

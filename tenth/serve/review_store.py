@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tenth.errors import RequestError
 from tenth.serve.review import DECIDED, Decision, Review, State
@@ -31,6 +32,14 @@ class Verdict:
     correction: str | None = None
     note: str | None = None
     seen: int | None = None
+
+
+class Page(NamedTuple):
+    """Some reviews, whether there are more behind them, and how many wait in all, at the same moment."""
+
+    reviews: list[Review]
+    more: bool
+    waiting: int
 
 
 class ReviewStore:
@@ -60,27 +69,24 @@ class ReviewStore:
         with self._database.transaction() as execute:
             return _found(execute, name, owner)
 
-    def page(
-        self, states: Sequence[State], owner: str | None = None, after: str = "", limit: int = 50
-    ) -> tuple[list[Review], bool]:
-        """Those behind an id, the oldest first, as many as `limit` and a size allow; whether there are more."""
+    def page(self, states: Sequence[State], owner: str | None = None, after: str = "", limit: int = 50) -> Page:
+        """Those behind an id, the oldest first, as many as `limit` and a size allow."""
         where, values = _those(states, owner)
         with self._database.transaction() as execute:
+            waiting = _waiting(execute, owner)
             query = f"SELECT id, size FROM tenth_reviews WHERE {where} AND id > ? ORDER BY id LIMIT ?"
             sizes = execute(query, (*values, after, limit + 1))
             count = _fitting([size for _, size in sizes[:limit]])
             if not count:
-                return [], False
+                return Page([], False, waiting)
             query = f"SELECT body FROM tenth_reviews WHERE {where} AND id > ? AND id <= ? ORDER BY id"
             rows = execute(query, (*values, after, sizes[count - 1][0]))
-        return [Review.unpacked(body) for (body,) in rows], len(sizes) > count
+        return Page([Review.unpacked(body) for (body,) in rows], len(sizes) > count, waiting)
 
     def waiting(self, owner: str | None = None) -> int:
         """How many nobody has decided."""
-        where, values = _those(("waiting",), owner)
         with self._database.transaction() as execute:
-            count: int = execute(f"SELECT COUNT(*) FROM tenth_reviews WHERE {where}", values)[0][0]
-        return count
+            return _waiting(execute, owner)
 
     def decide(self, name: str, verdict: Verdict) -> Review | None:
         """Decide one, again if need be; None where there is none. ReviewChanged where it is not what was seen."""
@@ -96,7 +102,7 @@ class ReviewStore:
                 version=review.version + 1,
                 correction=verdict.correction,
                 note=review.note if verdict.note is None else verdict.note,
-                decided=round(time.time(), 3),
+                decided=round(time.time(), 6),
                 decided_by=verdict.by,
             )
             _rewrite(execute, decided)
@@ -114,6 +120,12 @@ class ReviewStore:
 def _those(states: Sequence[State], owner: str | None) -> tuple[str, tuple[object, ...]]:
     where, values = f"state IN ({', '.join('?' for _ in states)})", tuple[object, ...](states)
     return (where, values) if owner is None else (f"{where} AND owner = ?", (*values, owner))
+
+
+def _waiting(execute: Execute, owner: str | None) -> int:
+    where, values = _those(("waiting",), owner)
+    count: int = execute(f"SELECT COUNT(*) FROM tenth_reviews WHERE {where}", values)[0][0]
+    return count
 
 
 def _fitting(sizes: Sequence[int]) -> int:

@@ -19,7 +19,7 @@ from tenth.serve.openapi import described
 from tenth.serve.problems import HttpProblem
 from tenth.serve.review import DECIDED, MOST_BYTES, STATES, Json, Reason, Review, State, kept_messages
 from tenth.serve.review_queue import Reviews, ReviewsBusy
-from tenth.serve.review_store import ReviewChanged, ReviewStore, Verdict
+from tenth.serve.review_store import Page, ReviewChanged, ReviewStore, Verdict
 from tenth.serve.service import service_of
 from tenth.weights.template_messages import normal_messages
 
@@ -43,11 +43,7 @@ async def listed(request: Request) -> Response:
     limit, after = _limit(given.get("limit", str(_PAGE))), given.get("after", "")
     if after and not _ID.fullmatch(after):
         raise RequestError(f"after is {after!r:.40}, it must be the id of a review")
-
-    def read(store: ReviewStore) -> tuple[list[Review], bool, int]:
-        return *store.page(states, owner, after, limit), store.waiting(owner)
-
-    found, more, waiting = await _asked(reviews, read)
+    found, more, waiting = await _asked(reviews, lambda store: store.page(states, owner, after, limit))
     return JSONResponse({"data": [review.shown() for review in found], "has_more": more, "waiting": waiting})
 
 
@@ -69,16 +65,16 @@ async def export(request: Request) -> Response:
     reviews, owner = _reviews(request), caller_of(request.scope).owner
     states = _states(_query(request, "state").get("state", ",".join(_LEARNT_FROM)), _LEARNT_FROM)
 
-    async def page(after: str) -> tuple[list[Review], bool]:
+    async def page(after: str) -> Page:
         return await _asked(reviews, lambda store: store.page(states, owner, after, _MOST))
 
     first = await page("")  # a database that is gone is an error, not half a file
 
     async def lines() -> AsyncIterator[bytes]:
-        (found, more) = first
-        while found:
-            yield b"".join(json.dumps(one.example(), ensure_ascii=False).encode() + b"\n" for one in found)
-            found, more = await page(found[-1].id) if more else ([], False)
+        at = first
+        while at.reviews:
+            yield b"".join(json.dumps(one.example(), ensure_ascii=False).encode() + b"\n" for one in at.reviews)
+            at = await page(at.reviews[-1].id) if at.more else Page([], False, 0)
 
     headers = {"content-disposition": 'attachment; filename="reviews.jsonl"'}
     return StreamingResponse(lines(), headers=headers, media_type="application/jsonl")

@@ -98,8 +98,8 @@ class TextOptions:
 
     path: tuple[str, ...] = setting("file, folder or pattern such as 'src/**/*.py', or a list of them")
     name: str = setting("what stages and logs call it; empty: the first path's name", "")
-    format: Literal["auto", "text", "jsonl", "parquet", "tokens"] = setting(
-        "how the files hold text; `auto` goes by their endings", "auto"
+    format: Literal["auto", "text", "jsonl", "chat", "parquet", "tokens"] = setting(
+        "how the files hold text; `auto` goes by their endings, `chat` is JSONL with messages", "auto"
     )
     text_key: str = setting("key or column of the text in JSONL and Parquet", "text")
     domain_key: str = setting("key or column that names a document's domain; empty: none does", "")

@@ -22,6 +22,7 @@ from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.serve.guards import GuardOptions, open_guards
 from tenth.serve.logs import log_to_stderr
+from tenth.serve.review_queue import ReviewOptions, open_reviews
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
 from tenth.weights.template_process import shared_worker
@@ -104,8 +105,11 @@ def main(options: dict[str, Any]) -> int:
         keys=Path(options["keys"]) if options["keys"] else None, state=Path(options["state"]), cache=options["cache"]
     )
     serve = ServeOptions(**options["serve"])
-    with open_guards(guards) as opened, asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return 0 if runner.run(_live(options, Service(serve, opened))) else 1
+    rules = options.get("rules")
+    reviews = ReviewOptions(options.get("reviews"), None if rules is None else Path(rules))
+    with open_guards(guards) as opened, open_reviews(reviews) as queue:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return 0 if runner.run(_live(options, Service(serve, opened, reviews=queue))) else 1
 
 
 if __name__ == "__main__":

@@ -18,8 +18,19 @@ ROOT = Path(__file__).parents[2]
 class Loaded:
     """A server in a process of its own, with its state in a folder; `log` is what it has written."""
 
-    def __init__(self, state: Path, *, keys: Path | None = None, cache: str = "on", port: int = 0, **serve: Any):
+    def __init__(
+        self,
+        state: Path,
+        *,
+        keys: Path | None = None,
+        cache: str = "on",
+        port: int = 0,
+        reviews: str | None = None,
+        rules: Path | None = None,
+        **serve: Any,
+    ):
         options = {"state": str(state), "keys": keys and str(keys), "cache": cache, "port": port, "pages": 1500}
+        options |= {"reviews": reviews, "rules": rules and str(rules)}
         begun = time.monotonic()
         self._log = state / "log"
         with self._log.open("ab") as log:

@@ -62,12 +62,13 @@ class Postgres:
             self._process.wait(30)
             self._process = None
 
-    def execute(self, statement: str) -> None:
-        """Run something as its owner."""
+    def new_database(self, name: str) -> str:
+        """Its address."""
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(statement)
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://tenth@/{name}?host={self._folder}"
 
 
 def _programs() -> Path | None:

@@ -18,6 +18,7 @@ from tenth.engine.scripted import Script, ScriptedModel
 from tenth.routing.profile import RoutingProfile
 from tenth.serve.app import create_app
 from tenth.serve.guards import Guards
+from tenth.serve.review_queue import Reviews
 from tenth.serve.runner import warm_up
 from tenth.serve.service import ServeOptions, Service
 from tenth.weights.tokenizer import Tokenizer
@@ -67,9 +68,10 @@ async def serving(
     sequences: int = 16,
     draft: DraftKind = "off",
     profile: RoutingProfile | None = None,
+    reviews: Reviews | None = None,
 ) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
     """A service and a client of it; no network."""
-    service = Service(options or ServeOptions(), guards, profile=profile)
+    service = Service(options or ServeOptions(), guards, profile=profile, reviews=reviews)
     engine = model.engine(EngineOptions(pages, 16, SchedulerOptions(sequences=sequences, wait=0)), draft=draft)
     async with AsyncEngine(engine) as running:
         service.begin(model, running)
