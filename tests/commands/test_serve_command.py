@@ -158,3 +158,50 @@ def test_a_model_that_is_not_there_ends_it() -> None:
     assert process.returncode == 2
     assert "/nowhere/model" in words.splitlines()[-1]
     assert "Traceback" not in words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--reviews", "mysql://root:secret@box/db"),
+            "--reviews begins with 'mysql://', it must be a file, sqlite:///",
+        ),
+        (("--reviews", ""), "--reviews is empty, it must be a file"),
+        (
+            ("--review-rules", "{rules}"),
+            "--review-rules flags answers, and there is nowhere to keep them: say --reviews",
+        ),
+        (("--reviews", "{folder}/q.db", "--review-rules", "{rules}"), "{rules}: rule 'a': share is 2, it must be"),
+        (("--reviews", "{folder}/q.db", "--review-rules", "{folder}/no.toml"), "{folder}/no.toml: "),
+        (("--reviews", "{folder}"), "{folder}: the reviews cannot be opened"),
+        (("--config", "{config}"), "{config}: reviews: --reviews begins with 'redis://'"),
+    ],
+)
+def test_reviews_that_cannot_be_are_told_in_one_line(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    names = {"folder": tmp_path, "rules": tmp_path / "rules.toml", "config": tmp_path / "serve.toml"}
+    names["rules"].write_text("[[rule]]\nname = 'a'\nshare = 2\n")
+    names["config"].write_text('reviews = "redis://box"\n')
+    process = begin("--port", "0", *(option.format(**names) for option in options))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("tenth: " + words.format(**names)), said
+    assert said.count("\n") == 1
+    assert "secret" not in said
+
+
+def test_reviews_by_a_file_of_options(tiny: tuple[Model, Path], tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("[[rule]]\nname = 'all'\nfinish = 'length'\n")
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        f'model = "{tiny[1]}"\nreviews = "{tmp_path}/q.db"\nreview-rules = "{tmp_path}/rules.toml"\nreview-keep = 2\n'
+    )
+    with begun("--config", str(file)) as (_, url):
+        for number in range(3):
+            body = {"prompt": f"ab{number}", "max_tokens": 4, "ignore_eos": True}
+            assert httpx.post(url + "/v1/completions", json=body, timeout=60).status_code == 200
+        end, asked = time.monotonic() + 20, list[str]()
+        while asked != ["ab1", "ab2"]:
+            assert time.monotonic() < end, asked
+            time.sleep(0.05)
+            asked = [one["messages"][0]["content"] for one in httpx.get(url + "/v1/reviews").json()["data"]]

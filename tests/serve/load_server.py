@@ -107,9 +107,9 @@ def main(options: dict[str, Any]) -> int:
     serve = ServeOptions(**options["serve"])
     rules = options.get("rules")
     reviews = ReviewOptions(options.get("reviews"), None if rules is None else Path(rules))
-    with open_guards(guards) as opened, open_reviews(reviews) as queue:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return 0 if runner.run(_live(options, Service(serve, opened, reviews=queue))) else 1
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    with open_guards(guards) as opened, open_reviews(reviews) as queue, runner:
+        return 0 if runner.run(_live(options, Service(serve, opened, reviews=queue))) else 1
 
 
 if __name__ == "__main__":

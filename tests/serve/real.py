@@ -14,6 +14,7 @@ from tenth.engine.engine import EngineOptions
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.routing.profile import RoutingProfile
 from tenth.serve.guards import Guards
+from tenth.serve.review_queue import Reviews
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
 
@@ -28,13 +29,14 @@ class Server:
         pages: int,
         guards: Guards | None = None,
         profile: RoutingProfile | None = None,
+        reviews: Reviews | None = None,
     ) -> None:
         self.ended: bool | None = None
         self._bound = listening_socket("127.0.0.1", 0)
         self.port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._model, self._options, self._pages = model, options, pages
-        self._guards, self._profile = guards, profile
+        self._guards, self._profile, self._reviews = guards, profile, reviews
         self._begun = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -61,7 +63,7 @@ class Server:
         import asyncio
 
         async def live() -> bool:
-            self.service = Service(self._options, self._guards, profile=self._profile)
+            self.service = Service(self._options, self._guards, profile=self._profile, reviews=self._reviews)
             self.life = Life(self.service, self._load, self._bound)
             self._begun.set()
             return await self.life.live()
@@ -82,8 +84,9 @@ def server(
     *,
     guards: Guards | None = None,
     profile: RoutingProfile | None = None,
+    reviews: Reviews | None = None,
 ) -> Iterator[Server]:
-    running = Server(model, options or ServeOptions(), pages, guards, profile)
+    running = Server(model, options or ServeOptions(), pages, guards, profile, reviews)
     try:
         yield running
     finally:

@@ -95,6 +95,7 @@ def test_a_file_that_cannot_be_read_changes_nothing(path: Path, caplog: pytest.L
         ("[[key]]\nname = 'a'\nsha256 = '{0}'\nspeed = 1", "no limit is named 'speed'"),
         ("[[key]]\nname = 'a'\nsha256 = '{0}'\ntokens_per_day = 0", "at least 1"),
         ("[[key]]\nname = 'a'\nsha256 = '{0}'\ntokens_per_day = true", "at least 1"),
+        ("[[key]]\nname = 'a'\nsha256 = '{0}'\nreviews = 1", "reviews is 1, it must be true or false"),
         ("[[key]]\nname = 'a'\nsha256 = '{0}'\n[[key]]\nname = 'b'\nsha256 = '{0}'", "same sha256"),
         ("[[key]]\nname = 'a'\nsha256 = '{0}'\n[[key]]\nname = 'a'\nsha256 = '{1}'", "same name"),
         ("[keys]\nname = 'a'", "nothing else: keys"),
@@ -157,5 +158,10 @@ def test_the_command(path: Path) -> None:
     assert "is removed" in run("rm", "alice")
     assert run("list") == ""
     assert run("rm", "alice").startswith("2 ")
-    for wrong in (["new"], ["list", "x"], ["make", "x"], ["rm", "x", "--tokens-per-day", "5"]):
+    key = run("new", "eve", "--reviewer").strip()
+    found = Keys.from_file(path).find(key)
+    assert found is not None
+    assert found.reviews
+    assert run("list").split() == ["eve", "no", "limits,", "reviewer"]
+    for wrong in (["new"], ["list", "x"], ["make", "x"], ["rm", "x", "--tokens-per-day", "5"], ["list", "--reviewer"]):
         assert run(*wrong).startswith("2 ")
