@@ -381,6 +381,8 @@ def command(
         options = replace(options, hosts=checked_hosts(address, allow_host or ()))
         shown = f"[{address}]" if ":" in address else address
         typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading)", err=True)
+        if queue is not None:
+            typer.echo(f"reviews are kept in {queue.store.name}", err=True)
         if guards.keys is None and not is_loopback(address):
             typer.echo("note: whoever can reach this address may ask; --keys or TENTH_API_KEY asks for a key", err=True)
         if not run(Service(options, guards, profile=stored, reviews=queue), load, bound):

@@ -171,13 +171,16 @@ class Reviews:
             return
         try:
             self.store.add(self._flagged)
-        except Exception as error:  # of whatever kind, the thread goes on
+        except MachineError as error:
             self.errors["rules"] += 1
             self._again_at = time.monotonic() + _AGAIN_S
             if not self._failing:
                 log.error("flagged answers are stored later: %s", error)
             self._failing = True
             return
+        except Exception:  # nobody foresaw it, and it would come again
+            log.exception("flagged answers could not be stored")
+            self.lost["failed"] += len(self._flagged)
         self._flagged.clear()
         if self._failing:
             self._failing = False

@@ -47,7 +47,7 @@ async def listed(request: Request) -> Response:
     return JSONResponse({"data": [review.shown() for review in found], "has_more": more, "waiting": waiting})
 
 
-@router.post(PATH, **described("flag"))
+@router.post(PATH, status_code=201, **described("flag"))
 async def flag(request: Request) -> Response:
     """A person flags an answer."""
     reviews, body = _reviews(request), await read_body(request)

@@ -160,7 +160,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "has no files in it" in refused(tmp_path, RequestError)
     with pytest.raises(RequestError, match="empty"):
         TextSource("")
-    with pytest.raises(RequestError, match="must be one of auto, text, jsonl, parquet"):
+    with pytest.raises(RequestError, match="must be one of auto, text, jsonl, chat, parquet"):
         TextSource("x", format="csv")  # type: ignore[arg-type]
 
 

@@ -20,6 +20,7 @@ from tenth.kernels.packed import PackedFormat
 from tenth.model.preset import preset
 from tenth.observe.profiling import Part, Profiler
 from tenth.serve.guards import GuardOptions, open_guards
+from tenth.serve.review_queue import ReviewOptions, open_reviews
 from tenth.weights.budget import Budget, budget_decoder
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.synthetic import write_synthetic
@@ -80,7 +81,7 @@ def groupings(node: Any) -> Iterator[tuple[Any, set[str]]]:
 
 @pytest.fixture(scope="module")
 def scrape(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
-    """Of a server of experts on disk that guesses ahead, with a profile, a privacy filter and answers that are kept."""
+    """Of a server of experts on disk that guesses ahead, with a profile, a privacy filter, kept answers and reviews."""
     folder = tmp_path_factory.mktemp("all")
     config = replace(preset("tiny-moe"), head_dim=32)
     write_synthetic(folder / "model", config, PackedFormat.parse("int4-g32"), seed=1)
@@ -93,8 +94,10 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
     profiler.show([Part([1, 2, 3], "text")])
 
     async def run() -> Scrape:
-        with open_guards(GuardOptions(state=folder, cache="on", privacy="mask")) as guards:
-            async with serving(model, guards=guards, draft="lookup", profile=profiler.profile) as (_, client):
+        options = GuardOptions(state=folder, cache="on", privacy="mask")
+        with open_guards(options) as guards, open_reviews(ReviewOptions(f"{folder}/q.db")) as reviews:
+            watched = {"profile": profiler.profile, "reviews": reviews}
+            async with serving(model, guards=guards, draft="lookup", **watched) as (_, client):
                 body = {"prompt": "write to a.b@example.org", "max_tokens": 30, "temperature": 0, "ignore_eos": True}
                 for _ in range(2):
                     assert (await client.post("/v1/completions", json=body)).status_code == 200
