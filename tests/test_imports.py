@@ -13,6 +13,7 @@ ROOT = Path(tenth.__file__).parent
 # each part may import from those before it; `tenth` itself holds the version and lazy names
 ORDER = (
     "errors",
+    "files",
     "routing",
     "kernels",
     "model",

@@ -28,6 +28,12 @@ class TextIds:
         variables = {} if tokenizer is None else tokenizer.special_tokens
         self._template = None if not source else ChatTemplate(source, variables=variables)
 
+    @property
+    def stamp(self) -> list[str | None]:
+        """What decides the ids of a text and of a chat."""
+        template = None if self._template is None else self._template.source
+        return [None if self.tokenizer is None else self.tokenizer.fingerprint, template]
+
     def text(self, text: str) -> Ids:
         """The ids of a text, with what the tokenizer puts in front."""
         if self.tokenizer is None:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tenth.routing.counts import Floats, Ints
 from tenth.routing.profile import RoutingProfile
@@ -120,17 +121,14 @@ def chance_violation(experts: int, independent: float) -> float:
 
 def _dead(counts_E: Ints, mean: float, spread: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     rate = _WELL * mean / spread
-    chances_E = np.array([_poisson(int(count / spread), rate) for count in counts_E])
-    return (counts_E <= _DEAD * mean) & (chances_E < _CHANCE)
+    return (counts_E <= _DEAD * mean) & (_at_most(counts_E, spread, rate) < _CHANCE)
 
 
-def _poisson(most: int, rate: float) -> float:
-    """The chance of at most so many."""
-    term = total = math.exp(-rate)
-    for number in range(1, most + 1):
-        term *= rate / number
-        total += term
-    return total
+def _at_most(counts_E: Ints, spread: float, rate: float) -> Floats:
+    """The chance that a Poisson count of mean `rate` is at most so many: the upper incomplete gamma function."""
+    above_E = torch.from_numpy(np.floor(counts_E / spread)) + 1
+    chances_E: Floats = torch.special.gammaincc(above_E, torch.full_like(above_E, rate)).numpy()
+    return chances_E
 
 
 def _by_chance(one: float, other: float) -> float:

@@ -12,6 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 from tenth.errors import MachineError, RequestError
+from tenth.files import printable
 
 _SECONDS = 300.0  # that an answer may take
 _LARGEST = 256 << 20  # bytes of an answer
@@ -139,8 +140,7 @@ def _refusal(error: urllib.error.HTTPError, url: str) -> Refused:
 
 def _line(said: str) -> str:
     """One line that a terminal can show."""
-    plain = " ".join(said.split())[:200]
-    return "".join(letter if letter.isprintable() else "�" for letter in plain)
+    return printable(" ".join(said.split()))
 
 
 def _seconds_of(after: str | None) -> float | None:

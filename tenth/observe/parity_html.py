@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tenth.errors import MachineError
+from tenth.files import write_whole
 from tenth.observe.parity_parts import PART_NAMES
 from tenth.observe.parity_report import figures, heading
 from tenth.observe.parity_svg import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Axis, Series, bars, marks
@@ -35,13 +35,7 @@ _COLOURS = dict(zip((*PART_NAMES, "mlp"), (ORANGE, BLUE, "#56B4E9", PURPLE, VERM
 
 def write_page(report: Report, path: Path) -> None:
     """Write the page, whole or not at all; MachineError where the disk refuses."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(page(report), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -7,9 +7,10 @@ import json
 from importlib import resources
 from string import Template
 
+from tenth.files import printable
 from tenth.observe.profile_colours import DIVERGING_DARK, DIVERGING_LIGHT, DOMAIN_COLOURS
 from tenth.observe.profile_json import UNKNOWN, page_data
-from tenth.observe.profile_view import ProfileView, shown
+from tenth.observe.profile_view import ProfileView
 from tenth.observe.profile_words import CAPTIONS, NO_OUTPUTS, summary, supers_line
 
 _SCRIPTS = ("draw.js", "pictures.js", "experts.js")
@@ -19,7 +20,7 @@ _BESIDE = (("graph", "matrix"), ("norms", "saliency"))
 def profile_page(view: ProfileView) -> str:
     """The whole page."""
     return Template(_part("page.html")).substitute(
-        title=html.escape(f"Routing profile of {shown(view.profile.model.name)}"),
+        title=html.escape(f"Routing profile of {printable(view.profile.model.name)}"),
         style=_part("page.css"),
         summary="".join(
             f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in summary(view)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tenth.observe.profile_view import LIFT_OCTAVES, OCTAVES, ExpertMatrix, ProfileView, colour_range, shown
+from tenth.files import printable
+from tenth.observe.profile_view import LIFT_OCTAVES, OCTAVES, ExpertMatrix, ProfileView, colour_range
 from tenth.routing.counts import Floats
 
 UNKNOWN = -128
@@ -56,7 +57,7 @@ def _domains(view: ProfileView) -> dict[str, Any]:
         for row, expert, domain in view.tops()
     ]
     return {
-        "names": [shown(name) for name in domains.names],
+        "names": [printable(name) for name in domains.names],
         "tokens": domains.tokens_D.tolist(),
         "strength": [_rounded(np.array([s.value, s.chance, s.high, s.p])) for s in strengths],
         "shares": _packed(np.round(domains.shares_LED * 65535).clip(0, 65535).astype("<u2")),
@@ -78,8 +79,8 @@ def _pairs(view: ProfileView) -> dict[str, Any]:
 def _matrix(matrix: ExpertMatrix) -> dict[str, Any]:
     rows = sorted(matrix.values_EE)
     return {
-        "name": shown(matrix.name),
-        "says": shown(matrix.says),
+        "name": printable(matrix.name),
+        "says": printable(matrix.says),
         "scale": matrix.scale,
         "rows": rows,
         "orders": [matrix.orders[row] for row in rows],

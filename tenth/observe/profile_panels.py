@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tenth.files import printable
 from tenth.observe.profile_colours import DOMAIN_COLOURS, EVEN
 from tenth.observe.profile_panels_experts import graph, matrix, outputs
 from tenth.observe.profile_sheet import (
@@ -28,7 +29,7 @@ from tenth.observe.profile_sheet import (
     sequential,
     square_key,
 )
-from tenth.observe.profile_view import OCTAVES, ProfileView, octaves, shown
+from tenth.observe.profile_view import OCTAVES, ProfileView, octaves
 
 OTHER = "#999999"
 
@@ -144,7 +145,7 @@ def _served(slot: Slot, view: ProfileView) -> None:
     colours_LEC[served_LE < 0] = even
     colours_LEC[view.profile.counts.counts_LE == 0] = to_rgb(INK)
     heat_map(axes, colours_LEC, view.profile.model.layers)
-    keys = [square_key(colour, shown(name, 14)) for colour, name in zip(DOMAIN_COLOURS, names, strict=False)]
+    keys = [square_key(colour, printable(name, 14)) for colour, name in zip(DOMAIN_COLOURS, names, strict=False)]
     keys += [square_key(OTHER, "another domain")] if len(names) > len(DOMAIN_COLOURS) else []
     legend(
         axes,
@@ -165,7 +166,7 @@ def _tops(slot: Slot, view: ProfileView) -> None:
         for column, text in enumerate(rounded_row(parts_N)):
             colour = INK if parts_N[column] > 0.6 else "white"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
-    axes.set_yticks(range(len(names)), [plain(shown(name, 14)) for name in names])
+    axes.set_yticks(range(len(names)), [plain(printable(name, 14)) for name in names])
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(tops)), [f"L{layers[row]} E{expert}" for row, expert, _ in tops], rotation=90)
     for tick, (_, _, domain) in zip(axes.get_xticklabels(), tops, strict=True):

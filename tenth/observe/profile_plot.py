@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenth.errors import MachineError, RequestError
+from tenth.files import printable
 from tenth.observe.figure_file import FORMATS, check_format, new_figure, save_figure
 from tenth.observe.profile_html import profile_page
 from tenth.observe.profile_panels import PANELS, Panel
 from tenth.observe.profile_sheet import INK, MARGIN, SOFT, WIDTH, Slot, plain
-from tenth.observe.profile_view import ProfileView, shown
+from tenth.observe.profile_view import ProfileView
 from tenth.observe.profile_words import CAPTIONS, NO_OUTPUTS, summary
 from tenth.routing.profile_file import read_profile
 
@@ -69,7 +70,7 @@ def _panel(slot: Slot, panel: Panel, view: ProfileView) -> None:
 
 
 def _head(figure: Figure, view: ProfileView, tall: float) -> None:
-    title = plain(f"Routing profile of {shown(view.profile.model.name, 70)}")
+    title = plain(f"Routing profile of {printable(view.profile.model.name, 70)}")
     figure.text(MARGIN / WIDTH, 1 - 0.55 / tall, title, fontsize=18, fontweight="bold", color=INK)
     facts = [fact for fact in summary(view) if fact[0] != "model"]
     domains = next(value for name, value in facts if name == "domains")
@@ -79,7 +80,7 @@ def _head(figure: Figure, view: ProfileView, tall: float) -> None:
         at = (MARGIN + number * step) / WIDTH
         figure.text(at, 1 - 0.85 / tall, name, fontsize=8, color=SOFT)
         figure.text(at, 1 - 1.05 / tall, plain(value), fontsize=10, fontweight="bold", color=INK)
-    figure.text(MARGIN / WIDTH, 1 - 1.32 / tall, plain(f"domains: {shown(domains, 150)}"), fontsize=9, color=SOFT)
+    figure.text(MARGIN / WIDTH, 1 - 1.32 / tall, plain(f"domains: {printable(domains, 150)}"), fontsize=9, color=SOFT)
 
 
 def write_page(page: str, out: Path) -> None:

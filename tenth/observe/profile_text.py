@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tenth.routing.drift import drift_from
+from tenth.files import printable
+from tenth.routing.drift import FEWEST, drift_from
 from tenth.routing.profile import RoutingProfile, check_same_shape
 
 Json = dict[str, Any]
@@ -17,7 +18,7 @@ Json = dict[str, Any]
 def summary(profile: RoutingProfile) -> str:
     """One line: tokens, domains, balance, and what is wrong if anything is."""
     counts, model = profile.counts, profile.model
-    domains = ", ".join(f"{name} {block.tokens:,}" for name, block in profile.by_domain().items())
+    domains = ", ".join(f"{printable(name)} {block.tokens:,}" for name, block in profile.by_domain().items())
     words = [
         f"{counts.tokens:,} tokens ({domains or 'none'})",
         f"{len(model.layers)} layers of {model.experts} experts",
@@ -46,7 +47,7 @@ def shown(profile: RoutingProfile, *, json: bool = False) -> str:
     if json:
         return json_library.dumps(record, indent=1)
     model = profile.model
-    lines = [f"{model.name} {model.version[:12]}: {summary(profile)}", ""]
+    lines = [f"{printable(model.name)} {printable(model.version[:12])}: {summary(profile)}", ""]
     names = ("max_vio", "load_entropy", "router_entropy", "dead", "most", "norm", "extreme")
     lines.append("layer " + " ".join(f"{name:>14}" for name in names))
     for layer in record["layers"]:
@@ -97,7 +98,9 @@ def compared(one: RoutingProfile, other: RoutingProfile, *, json: bool = False) 
         for at, layer in enumerate(drift.layers)
     ]
     if json:
-        return json_library.dumps({"excess": drift.excess, "tokens": drift.tokens, "layers": layers}, indent=1)
+        return json_library.dumps(
+            {"excess": drift.excess, "judged": drift.judged, "tokens": drift.tokens, "layers": layers}, indent=1
+        )
     lines = [f"{'layer':>5} {'divergence':>11} {'chance':>8} {'more dead':>9} {'router entropy':>14}"]
     for row in layers:
         parts = (
@@ -108,7 +111,10 @@ def compared(one: RoutingProfile, other: RoutingProfile, *, json: bool = False) 
         )
         lines.append(f"{row['layer']:>5} {parts[0]:>11} {parts[1]:>8} {parts[2]:>9} {parts[3]:>14}")
     same = "the same weights" if one.model.version == other.model.version else "other weights"
-    lines += ["", f"{same}; {drift.excess:.4f} bits beyond chance in the mean, most in layer {drift.worst}"]
+    found = f"{drift.excess:.4f} bits beyond chance in the mean, most in layer {drift.worst}"
+    if not drift.judged:
+        found = f"not judged: the second has {drift.tokens} tokens, {FEWEST} are the least"
+    lines += ["", f"{same}; {found}"]
     return "\n".join(lines)
 
 

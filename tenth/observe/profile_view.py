@@ -163,12 +163,6 @@ def colour_range(values: npt.NDArray[np.floating]) -> tuple[float, float]:
     return (low, high) if high > low else (low / 2, high * 2)
 
 
-def shown(name: str, most: int = 200) -> str:
-    """A name from a file, fit to be drawn: no control characters, and not endless."""
-    plain = "".join(letter if letter.isprintable() else "�" for letter in name)
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
-
-
 def _fitting(profile: RoutingProfile) -> int:
     """Layers whose pairs of experts have room in a page."""
     experts = profile.model.experts

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenth.observe.profile_view import ProfileView, shown
+from tenth.files import printable
+from tenth.observe.profile_view import ProfileView
 from tenth.routing.counts import Floats
 
 
@@ -76,10 +77,10 @@ NO_OUTPUTS = "Not drawn: the profile was made without measuring outputs."
 def summary(view: ProfileView) -> list[tuple[str, str]]:
     """Names and values of the line above the pictures."""
     profile, model, counts = view.profile, view.profile.model, view.profile.counts
-    domains = [f"{shown(name, 40)} {short(block.tokens)}" for name, block in profile.by_domain().items()]
+    domains = [f"{printable(name, 40)} {short(block.tokens)}" for name, block in profile.by_domain().items()]
     lines = [
-        ("model", shown(model.name)),
-        ("version", shown(model.version, 12)),
+        ("model", printable(model.name)),
+        ("version", printable(model.version, 12)),
         ("tokens", short(counts.tokens)),
         ("domains", ", ".join(domains[:8]) + (f" and {len(domains) - 8} more" if domains[8:] else "") or "none"),
         ("layers × experts", f"{len(model.layers)} × {model.experts}"),

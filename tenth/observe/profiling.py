@@ -82,6 +82,12 @@ class Profiler:
         self._decoder, self._outputs = decoder, outputs
         self._layers = {layer: at for at, layer in enumerate(decoder.config.sparse_layers)}
 
+    @property
+    def computed(self) -> str:
+        """What the numbers depend on beside the weights: kernels, type, device."""
+        decoder = self._decoder
+        return f"{type(decoder.kernels).__name__} {decoder.dtype} {decoder.device}"
+
     @torch.inference_mode()
     def show(self, parts: Sequence[Part]) -> None:
         """Run windows as one batch."""
@@ -128,7 +134,7 @@ def profile_text(
     options = options or ProfileOptions()
     if out.exists():
         raise RequestError(f"{out}: exists; choose another name or remove it first")
-    partial, key = out.with_name(out.name + ".partial"), _key(profiler, text, options)
+    partial, key = out.with_name(out.name + ".partial"), _key(profiler, text, ids_of, options)
     done = shown = _resume(profiler, partial, key)
     saved = time.monotonic()
     parts = _parts(text, ids_of, profiler.vocabulary, options)
@@ -149,8 +155,9 @@ def profile_text(
     return profiler.profile
 
 
-def _key(profiler: Profiler, text: WatchedText, options: ProfileOptions) -> str:
-    decided = [profiler.profile.model.version, text.stamp, options.context, options.tokens, options.outputs]
+def _key(profiler: Profiler, text: WatchedText, ids_of: TextIds, options: ProfileOptions) -> str:
+    limits = [options.context, options.tokens, options.outputs]
+    decided = [profiler.profile.model.version, profiler.computed, text.stamp, ids_of.stamp, limits]
     return hashlib.blake2b(json.dumps(decided).encode(), digest_size=16).hexdigest()
 
 
@@ -178,6 +185,8 @@ def _parts(text: WatchedText, ids_of: TextIds, vocabulary: int, options: Profile
         block = _block(ids)
         for at in range(0, len(ids), options.context):
             yield Part(ids[at : at + options.context], document.domain, block, document.read)
+        if all(taken[source.default_domain] == options.tokens for source in text.sources):
+            return
 
 
 def batches(parts: Iterable[Part], most: int) -> Iterator[list[Part]]:

@@ -102,9 +102,9 @@ class Assignments:
 class RoutingCounts:
     """Of `tokens` tokens: assignments carried out by each expert (`counts_LE`), and the sum of their gates.
 
-    Dropped assignments are in neither. `entropy_L` sums the entropy of the router's scores over log E for the `judged`
-    tokens whose router logits are known. `broken_L` counts tokens whose gates are no numbers in a layer: nothing else
-    of them is counted there.
+    Dropped assignments are in neither. `entropy_L` sums the entropy of the router's scores over log E for the
+    `judged_L` tokens whose router logits are known, and are numbers. `broken_L` counts tokens whose gates are no
+    numbers in a layer: nothing else of them is counted there.
     """
 
     layers: tuple[int, ...]
@@ -112,14 +112,15 @@ class RoutingCounts:
     gates_LE: Floats
     entropy_L: Floats
     broken_L: Ints
+    judged_L: Ints
     tokens: int = 0
-    judged: int = 0
 
     @classmethod
     def empty(cls, layers: tuple[int, ...], experts: int) -> Self:
         """Of no tokens."""
-        shape, none_L = (len(layers), experts), np.zeros(len(layers), np.int64)
-        return cls(layers, np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(layers)), none_L)
+        shape, each = (len(layers), experts), len(layers)
+        none_L, nobody_L = np.zeros(each, np.int64), np.zeros(each, np.int64)
+        return cls(layers, np.zeros(shape, np.int64), np.zeros(shape), np.zeros(each), none_L, nobody_L)
 
     def copy(self) -> Self:
         """The same in memory of its own."""
@@ -131,7 +132,8 @@ class RoutingCounts:
         self.gates_LE += times * other.gates_LE
         self.entropy_L += times * other.entropy_L
         self.broken_L += times * other.broken_L
-        self.tokens, self.judged = self.tokens + times * other.tokens, self.judged + times * other.judged
+        self.judged_L += times * other.judged_L
+        self.tokens += times * other.tokens
         return self
 
     def take(self, steps: Sequence[StackedLayers], work: Assignments | None = None) -> None:
@@ -142,8 +144,9 @@ class RoutingCounts:
         for step in steps:
             if step.logits_LTE is not None:
                 entropy_LT = router_entropies(step.logits_LTE.cpu().double().numpy(), step.score)
-                self.entropy_L += np.where(np.isfinite(entropy_LT), entropy_LT, 0.0).sum(1)
-                self.judged += entropy_LT.shape[1]
+                known_LT = np.isfinite(entropy_LT)
+                self.entropy_L += np.where(known_LT, entropy_LT, 0.0).sum(1)
+                self.judged_L += known_LT.sum(1)
 
     def count(self, work: Assignments) -> None:
         """Add assignments."""
@@ -151,6 +154,11 @@ class RoutingCounts:
         self.gates_LE += work.sums(work.gates_LTK)
         self.broken_L += work.broken_L
         self.tokens += work.gates_LTK.shape[1]
+
+    @property
+    def judged(self) -> int:
+        """Tokens whose entropy is known in some layer."""
+        return int(self.judged_L.max(initial=0))
 
     @property
     def balancedness_L(self) -> Floats:
@@ -179,7 +187,7 @@ class RoutingCounts:
     @property
     def router_entropy_L(self) -> Floats:
         """Mean of the entropy over the judged tokens: 0 is a certain router, 1 an undecided one. NaN where none is."""
-        return _ratio(self.entropy_L, np.array(self.judged))
+        return _ratio(self.entropy_L, self.judged_L)
 
 
 def router_entropies(logits_LTE: Floats, score: Score) -> Floats:

@@ -12,7 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_AT_ONCE = 100  # permutations
+_AT_ONCE = 1 << 22  # numbers: documents by domains by permutations
+_EQUAL = 1 - 1e-9  # the same exchange with its domains renamed has the same strength, but for the order of sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Exchanges:
 
         All float64, some permutations at a time.
         """
-        for domains_PS in torch.split(self.domains_PS, _AT_ONCE):
+        at_once = max(1, _AT_ONCE // max(1, self.domains_PS.shape[1] * self.domains))
+        for domains_PS in torch.split(self.domains_PS, at_once):
             belongs_PDS = torch.nn.functional.one_hot(domains_PS, self.domains).transpose(1, 2).double()
             tokens_PD = belongs_PDS @ tokens_S
             yield belongs_PDS @ values_SE / tokens_PD.clamp(min=1)[:, :, None], tokens_PD / tokens_S.sum().clamp(min=1)
@@ -77,5 +79,5 @@ def strength_of(parts: Iterable[tuple[Tensor, Tensor]], mean_E: Tensor, base_E: 
         [(weights_PD * ((shares_PDE - mean_E).square() @ scale_E)).sum(1) for shares_PDE, weights_PD in parts]
     )
     value, chance_P = float(strengths_P[0]), strengths_P[1:]
-    reached = int((chance_P >= value).sum())
+    reached = int((chance_P >= _EQUAL * value).sum())
     return Strength(value, float(chance_P.mean()), float(chance_P.quantile(0.95)), (1 + reached) / (1 + len(chance_P)))

@@ -67,16 +67,5 @@ def overlap(experts_TK: Tensor, others_TK: Tensor) -> float:
     return float(both_TK.double().mean()) if both_TK.numel() else 0.0
 
 
-def co_activation(layer: LayerRouting) -> Tensor:
-    """N_ij / N_i, float64 (E, E): of the tokens that chose expert i, the share that chose j too (OLMoE, eq. 6).
-
-    The diagonal is 1; rows of experts that nobody chose are 0.
-    """
-    tokens = len(layer.experts_TK)
-    chose_TE = torch.zeros(tokens, layer.num_experts, dtype=torch.float64, device=layer.experts_TK.device)
-    chose_TE.scatter_(1, layer.experts_TK, 1.0)
-    return chose_TE.T @ chose_TE / chose_TE.sum(0).clamp(min=1)[:, None]
-
-
 def _over_log(entropy: Tensor, experts: int) -> float:
     return float(entropy) / math.log(experts) if experts > 1 else 0.0

@@ -176,11 +176,11 @@ class RoutingProfile:
     def _lacks(self, other: RoutingProfile) -> bool:
         """Whether another one has counts, beside those of blocks, which this one has not."""
         one, two = self.counts, other.counts
-        sums = [(self.pairs_LEE, other.pairs_LEE), (one.broken_L, two.broken_L)]
+        sums = [(self.pairs_LEE, other.pairs_LEE), (one.broken_L, two.broken_L), (one.judged_L, two.judged_L)]
         if other.outputs is not None:
             own = self.outputs or OutputSums.empty(one.counts_LE.shape)
             sums.append((own.counts_LE, other.outputs.counts_LE))
-        return one.judged < two.judged or any(bool((mine < theirs).any()) for mine, theirs in sums)
+        return any(bool((mine < theirs).any()) for mine, theirs in sums)
 
     def copy(self) -> Self:
         """The same in memory of its own."""

@@ -84,12 +84,17 @@ def profile_domains(profile: RoutingProfile, permutations: int = 1000, seed: int
 def _check(names: tuple[str, ...], blocks: Counter[str]) -> None:
     if len(names) < 2:
         raise RequestError(f"specialisation needs two domains or more, the profile has {len(names)}")
+    if (ways := _ways(blocks)) < _FEWEST:
+        raise RequestError(f"specialisation needs more blocks of documents: {blocks.total()} in {len(names)} domains "
+                           f"can be exchanged in {ways} ways, {_FEWEST} are needed")  # fmt: skip
+
+
+def _ways(blocks: Counter[str]) -> int:
+    """How many exchanges can be told apart: names of domains with as many blocks each may be exchanged for nothing."""
     ways, left = 1, blocks.total()
     for count in blocks.values():
         ways, left = ways * math.comb(left, count), left - count
-    if ways < _FEWEST:
-        raise RequestError(f"specialisation needs more blocks of documents: {blocks.total()} in {len(names)} domains "
-                           f"can be exchanged in {ways} ways, {_FEWEST} are needed")  # fmt: skip
+    return ways // math.prod(math.factorial(alike) for alike in Counter(blocks.values()).values())
 
 
 def _layer(counts_SE: torch.Tensor, tokens_S: torch.Tensor, top_k: int, exchanges: Exchanges) -> LayerDomains:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tenth.errors import FileFormatError, MachineError, RequestError
+from tenth.errors import FileFormatError, RequestError
+from tenth.files import write_whole
 from tenth.routing.counts import RoutingCounts
 from tenth.routing.profile import Block, OutputSums, ProfiledModel, RoutingProfile
 
 FORMAT = "tenth-routing-profile"
-VERSION = 1
+VERSION = 2
 _MOST_HEADER = 1 << 24  # bytes
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -38,6 +37,7 @@ def to_bytes(profile: RoutingProfile, progress: dict[str, Any] | None = None) ->
         "gates": counts.gates_LE,
         "router_entropy": counts.entropy_L,
         "broken": counts.broken_L,
+        "judged": counts.judged_L,
         "pairs": profile.pairs_LEE,
         "blocks": np.stack([profile.blocks[key].counts_LE for key in keys]) if keys else none_BLE,
         "extremes": profile.extremes_L,
@@ -53,27 +53,18 @@ def to_bytes(profile: RoutingProfile, progress: dict[str, Any] | None = None) ->
         "version": VERSION,
         "model": asdict(profile.model),
         "tokens": counts.tokens,
-        "judged": counts.judged,
         "blocks": [[domain, number, profile.blocks[domain, number].tokens] for domain, number in keys],
     }
     if progress is not None:
         head["progress"] = progress
-    metadata = {"format": FORMAT, "profile": json.dumps(head, ensure_ascii=False)}
+    metadata = {"format": FORMAT, "profile": json.dumps(head)}
     written: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
     return written
 
 
 def write_profile(profile: RoutingProfile, path: Path, progress: dict[str, Any] | None = None) -> None:
     """Write a file, all or nothing: one that is there is replaced. MachineError where the disk refuses."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(to_bytes(profile, progress))
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # its folder may be none
-            beside.unlink()
-        raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, to_bytes(profile, progress))
 
 
 def read_profile(path: Path) -> RoutingProfile:
@@ -140,7 +131,7 @@ class _Wrong(Exception):
 def _profile(head: dict[str, Any], arrays: Arrays) -> RoutingProfile:
     model = _model(head["model"])
     shape = len(model.layers), model.experts
-    parts = [(str(domain), int(number), int(tokens)) for domain, number, tokens in head["blocks"]]
+    parts = [(str(domain), int(number), _whole(tokens)) for domain, number, tokens in head["blocks"]]
     for name, array in arrays.items():
         _check(name, array, shape, len(parts))
     counts = RoutingCounts(
@@ -149,8 +140,8 @@ def _profile(head: dict[str, Any], arrays: Arrays) -> RoutingProfile:
         arrays["gates"],
         arrays["router_entropy"],
         arrays["broken"],
-        int(head["tokens"]),
-        int(head["judged"]),
+        arrays["judged"],
+        _whole(head["tokens"]),
     )
     blocks = {
         (domain, number): Block(tokens, counts_LE)
@@ -169,6 +160,12 @@ def _profile(head: dict[str, Any], arrays: Arrays) -> RoutingProfile:
     if "output_counts" in arrays:
         outputs = OutputSums(*(arrays[f"output_{part}"] for part in ("counts", "norms", "saliency", "peaks")))
     return RoutingProfile(model, counts, arrays["pairs"], blocks, outputs, arrays["extremes"])
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise _Wrong(f"it counts {value!r:.20} tokens")
+    return value
 
 
 def _model(raw: dict[str, Any]) -> ProfiledModel:
@@ -193,6 +190,7 @@ def _check(name: str, array: npt.NDArray[Any], shape: tuple[int, int], blocks: i
         "gates": (shape, float64),
         "router_entropy": ((layers,), float64),
         "broken": ((layers,), int64),
+        "judged": ((layers,), int64),
         "pairs": ((layers, experts, experts), int64),
         "blocks": ((blocks, *shape), int64),
         "extremes": ((layers,), float32),

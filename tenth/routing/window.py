@@ -1,7 +1,7 @@
 """What the routers of a running engine decide: sums since the beginning, and over the last minutes.
 
-The engine's thread hands over each step's record, which costs it microseconds; records are summed up when somebody
-looks, or when many have come. K active experts, L sparse layers, E experts.
+The engine's thread hands over each step's record; records are summed up when somebody looks, or by the engine's thread
+when those of many tokens have come and nobody else is at it. K active experts, L sparse layers, E experts.
 """
 
 from __future__ import annotations
@@ -57,17 +57,19 @@ class RoutingWindow:
 
     def wish(self, tokens: int) -> RecordKind:
         """What the record of the next step, of so many tokens, should hold; `note` is shown it."""
-        self._waiting += tokens
         self._steps += tokens <= _FEW
         return "full" if tokens <= _FEW and self._steps % _SAMPLED == 1 else "choice"
 
     def note(self, routing: Routing) -> None:
         """The record of a step, which nobody changes any more."""
         self._pending.append((int(self._clock() / self._slice), routing))
-        if self._waiting > _MANY:
-            self._waiting = 0
-            with self._lock:
+        self._waiting += routing.num_tokens
+        if self._waiting > _MANY and self._lock.acquire(blocking=False):  # whoever has it sums up what has come
+            try:
+                self._waiting = 0
                 self._sum_up()
+            finally:
+                self._lock.release()
 
     def total(self) -> RoutingCounts:
         """Of all steps so far."""

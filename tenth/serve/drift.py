@@ -49,9 +49,16 @@ class DriftWatch:
 
     async def watch(self) -> None:
         """Look again and again, beside the event loop."""
+        failed = False
         while True:
             await asyncio.sleep(_EVERY_S)
-            await asyncio.to_thread(self.look)
+            try:
+                await asyncio.to_thread(self.look)
+                failed = False
+            except Exception:  # whatever it is: the next look may find what this one did not
+                if not failed:
+                    log.exception("how far routing has drifted cannot be told")
+                failed = True
 
 
 def _of_others(model: ProfiledModel, stored: ProfiledModel) -> str:

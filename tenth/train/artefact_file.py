@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tenth.errors import FileFormatError, MachineError, RequestError, WeightsError
+from tenth.errors import FileFormatError, RequestError, WeightsError
+from tenth.files import write_whole
 from tenth.train.artefact import Artefact, Delta
 from tenth.train.carve import CarvedLayer, CarveOptions
 
@@ -39,13 +40,7 @@ def save_artefact(artefact: Artefact, path: Path) -> int:
             tensors |= {f"{prefix}.{name}.{part}": getattr(delta, part) for part in ("outer", "scale", "inner")}
     about = {"format": _FORMAT, "source": artefact.source, "options": asdict(artefact.options)}
     data = save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"carving": json.dumps(about)})
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, data)
     return len(data)
 
 

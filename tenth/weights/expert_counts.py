@@ -8,11 +8,11 @@ steps of one token, is read too, and never added to.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
-from tenth.errors import FileFormatError, MachineError, RequestError
+from tenth.errors import FileFormatError, RequestError
+from tenth.files import write_whole
 from tenth.kernels.cpu.expert_cache import ExpertCache, LayerUses
 from tenth.routing.profile_file import is_profile, read_profile
 
@@ -41,12 +41,7 @@ def add_counts(cache: ExpertCache, path: Path) -> None:
             for old, new in zip(_fitting(cache, path), layers, strict=True)
         ]
     text = json.dumps({"version": _VERSION, "layers": [asdict(layer) for layer in layers]})
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, text)
 
 
 def _fitting(cache: ExpertCache, path: Path) -> list[LayerUses]:

@@ -41,7 +41,8 @@ def drawn(
                 topic_T = random.integers(0, max(model.experts // 4, 1), tokens)
                 logits_TE = logits_E + groups * (ids_E // 4 == topic_T[:, None])
                 _add(found, row, (domain, block), logits_TE + random.gumbel(size=logits_TE.shape))
-    found.counts.tokens = found.counts.judged = len(domains) * blocks * tokens
+    found.counts.tokens = len(domains) * blocks * tokens
+    found.counts.judged_L[:] = found.counts.tokens
     found.counts.entropy_L += found.counts.judged * (0.6 + 0.2 * np.sin(np.arange(shape[0]) / 8))
     found.counts.gates_LE += found.counts.counts_LE / model.top_k
     if found.outputs is not None:

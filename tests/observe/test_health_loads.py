@@ -67,6 +67,12 @@ def test_dead_experts_need_text_enough() -> None:
     assert (clustered.dead, clustered.tells_dead) == ((), False)
 
 
+def test_loads_of_a_billion_tokens_are_judged_at_once() -> None:
+    share_E = np.array([0.2499, 0.25, 0.25, 0.25, 0.0001, 0, 0, 0])
+    loads = layer_loads(profile(drawn(20, 10**9, share_E)), 0)
+    assert loads.dead == (4, 5, 6, 7)
+
+
 def test_one_expert_for_half_of_the_tokens() -> None:
     share_E = np.array([0.44, *[0.08] * 7])
     loads = layer_loads(profile(drawn(20, 2000, share_E)), 0)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from tenth.errors import FileFormatError, MachineError, RequestError
+from tenth.files import printable
 from tenth.observe.profile_html import profile_page
 from tenth.observe.profile_json import UNKNOWN, page_data
 from tenth.observe.profile_plot import draw_profile, plot_profile
-from tenth.observe.profile_view import ExpertMatrix, ProfileView, colour_range, octaves, shown
+from tenth.observe.profile_view import ExpertMatrix, ProfileView, colour_range, octaves
 from tenth.observe.profile_words import CAPTIONS, summary, supers_line
 from tenth.routing.profile import Block, RoutingProfile
 from tenth.routing.profile_file import write_profile
@@ -195,8 +196,8 @@ def test_colours_have_ends() -> None:
     assert octaves(np.array([0.0, 0.01, 1.0, 2.0, 100.0])).tolist() == [-3, -3, 0, 1, 3]
     assert colour_range(np.array([np.nan, 0.0])) == (1.0, 2.0)
     assert colour_range(np.array([4.0, 4.0])) == (2.0, 8.0)
-    assert shown("a\x00b\u202ec") == "a�b�c"
-    assert shown("x" * 300, 10) == "x" * 9 + "…"
+    assert printable("a\x00b\u202ec") == "a�b�c"
+    assert printable("x" * 300, 10) == "x" * 9 + "…"
 
 
 def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

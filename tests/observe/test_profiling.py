@@ -120,6 +120,10 @@ def test_however_it_is_cut_into_passes(decoder: Decoder, text: WatchedText, tmp_
 def test_limits_of_tokens_and_windows(decoder: Decoder, text: WatchedText, tmp_path: Path, profiled: Profiled) -> None:
     short = profiled(decoder, text, tmp_path / "short", ProfileOptions(tokens=30, context=8))
     assert {name: block.tokens for name, block in short.by_domain().items()} == {"code": 30, "prose": 30}
+    broken = tmp_path / "zz.jsonl"  # not read: nobody needs more
+    broken.write_text("no JSON\n")
+    again = WatchedText([*(f"{domain}={tmp_path / domain}.jsonl" for domain in TEXTS), f"prose={broken}"])
+    assert profiled(decoder, again, tmp_path / "again", ProfileOptions(tokens=30)).counts.tokens == 60
     with pytest.raises(RequestError, match="tokens is 0, it must be at least 1"):
         ProfileOptions(tokens=0)
 
@@ -154,6 +158,10 @@ def test_it_goes_on_where_it_was_stopped(
     assert 0 < read_unfinished(partial)[0].counts.tokens < whole.counts.tokens
     with pytest.raises(RequestError, match="begun with another model, text or option"):
         profiled(decoder, text, out, ProfileOptions(context=64))
+    (other := tmp_path / "other").mkdir()
+    chats = TextIds(tiny_tokenizer(other, template="{{ messages[0]['content'] }}"), "model")
+    with pytest.raises(RequestError, match="begun with another model, text or option"):
+        profile_text(Profiler(decoder, "model"), text, chats, out, options)
     assert profiled(decoder, text, out, options).counts.tokens == whole.counts.tokens
     same(read_profile(out), whole)
     assert not partial.exists()

@@ -89,6 +89,17 @@ def test_entropy_of_a_router_is_that_of_measures(score: Score) -> None:
     assert entropy_T[3] == pytest.approx(1.0)
 
 
+def test_a_router_without_numbers_is_judged_where_it_has_some() -> None:
+    one = record(1, 6, 5, 2, full=True)
+    layer = one.layers[LAYERS[1]]
+    assert layer.logits_TE is not None
+    layer.logits_TE[2:] = math.nan
+    counts = RoutingCounts.empty(LAYERS, 5)
+    counts.take([layers for layers in [stacked(one)] if layers is not None])
+    assert counts.judged_L.tolist() == [6, 2, 6]
+    assert counts.router_entropy_L[1] == pytest.approx(router_entropy(layer.logits_TE[:2]), abs=1e-9)
+
+
 def test_a_stack_has_the_layers_that_it_was_made_of() -> None:
     for options in ({}, {"full": True}, {"limited": True}):
         routing = record(3, 5, 6, 2, **options)

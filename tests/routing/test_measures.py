@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenth.routing.measures import (
-    co_activation,
     dead_experts,
     expert_counts,
     load_entropy,
@@ -124,19 +123,6 @@ def test_saturation_of_chance_is_k_over_e() -> None:
     assert saturation(*records)[0] == pytest.approx(0.25, abs=0.01)
 
 
-def test_saturation_and_co_activation_of_no_tokens_are_numbers() -> None:
+def test_saturation_of_no_tokens_is_a_number() -> None:
     nothing = LayerRouting(4, torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2))
     assert saturation(Routing({0: nothing}), Routing({0: nothing})) == {0: 0.0}
-    assert co_activation(nothing).tolist() == [[0.0] * 4] * 4
-
-
-@given(st.integers(0, 1 << 30))
-def test_co_activation_counts_pairs(seed: int) -> None:
-    ids = torch.rand(9, 5, generator=torch.Generator().manual_seed(seed)).topk(2).indices
-    share = co_activation(LayerRouting(5, ids, torch.ones(ids.shape)))
-    chosen = [set(row) for row in ids.tolist()]
-    for i in range(5):
-        of_i = [row for row in chosen if i in row]
-        for j in range(5):
-            expected = sum(j in row for row in of_i) / len(of_i) if of_i else 0.0
-            assert float(share[i, j]) == pytest.approx(expected)

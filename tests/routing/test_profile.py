@@ -211,6 +211,7 @@ def test_broken_files_are_one_line() -> None:
         lambda p: p.counts.__setattr__("gates_LE", p.counts.gates_LE[:1]),
         lambda p: p.__setattr__("model", replace(MODEL, top_k=9)),
         lambda p: p.counts.gates_LE.__setitem__((0, 0), np.nan),
+        lambda p: p.blocks.update({("code", 9): Block(-1, np.zeros_like(p.counts.counts_LE))}),
         lambda p: p.__setattr__("blocks", {key: replace(block, tokens=0) for key, block in p.blocks.items()}),
     ):
         broken = profile(1)
@@ -219,7 +220,7 @@ def test_broken_files_are_one_line() -> None:
             from_bytes(to_bytes(broken), "there")
     size = int.from_bytes(whole[:8], "little")
     head = json.loads(whole[8 : 8 + size])
-    for key, value in (("model", {}), ("blocks", 3), ("tokens", "x"), ("tokens", float("inf")), ("version", 2)):
+    for key, value in (("model", {}), ("blocks", 3), ("tokens", "x"), ("tokens", float("inf")), ("version", 3)):
         inner = json.loads(head["__metadata__"]["profile"]) | {key: value}
         raw = json.dumps(head | {"__metadata__": head["__metadata__"] | {"profile": json.dumps(inner)}}).encode()
         with pytest.raises(FileFormatError, match="routing profile"):

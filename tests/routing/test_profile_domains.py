@@ -74,9 +74,26 @@ def test_what_cannot_be_told_from_chance_is_refused() -> None:
         profile_domains(collapsed())
     with pytest.raises(RequestError, match="two domains or more, the profile has 0"):
         profile_domains(RoutingProfile.empty(MODEL))
-    with pytest.raises(RequestError, match=r"8 in 2 domains can be exchanged in 70 ways, 100 are needed"):
+    with pytest.raises(RequestError, match=r"8 in 2 domains can be exchanged in 35 ways, 100 are needed"):
         profile_domains(drawn(blocks=4))
-    assert len(profile_domains(drawn(blocks=5), 10).layers) == 4
+    assert len(profile_domains(drawn(blocks=5), 10).layers) == 4  # 126 ways: code is prose, prose is code
+
+
+def test_an_exchange_of_names_reaches_the_same_strength() -> None:
+    found = profile_domains(drawn(blocks=5, taste=3.0), 3000)
+    # of 252 drawings two are the true one: itself, and itself with the names exchanged
+    assert found.layers[0].strength.p == pytest.approx(2 / 252, rel=0.5)
+    assert found.layers[0].strength.p > 1.3 / 252
+
+
+def test_many_domains_take_as_much_memory_as_few() -> None:
+    exchanges = Exchanges.drawn(torch.arange(600) % 200, 200, 80, torch.Generator().manual_seed(0))
+    values_SE, tokens_S = torch.rand(600, 4, dtype=torch.float64), torch.ones(600, dtype=torch.float64)
+    parts = list(exchanges.shares(values_SE, tokens_S))
+    assert [len(shares) for shares, _ in parts] == [34, 34, 13]
+    whole = torch.cat([shares for shares, _ in parts])
+    belongs = torch.nn.functional.one_hot(exchanges.domains_PS[80], 200).T.double()
+    torch.testing.assert_close(whole[80], belongs @ values_SE / 3)
 
 
 def test_experts_and_layers_without_work() -> None:

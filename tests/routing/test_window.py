@@ -65,10 +65,19 @@ def test_a_few_short_steps_are_judged_by_their_logits() -> None:
 def test_many_steps_do_not_pile_up_where_nobody_looks() -> None:
     window = RoutingWindow(MODEL)
     for number in range(400):
-        window.wish(1000)
-        window.note(step(number % 3, 1000))
+        window.note(step(number % 3, 1000))  # whoever wished for the record: requests may have one of their own
     assert sum(routing.num_tokens for _, routing in window._pending) <= 1024
     assert window.total().tokens == 400_000
+
+
+def test_the_engine_never_waits_for_who_looks() -> None:
+    window = RoutingWindow(MODEL)
+    with window._lock:  # somebody sums up
+        for _ in range(3):
+            window.note(step(1, 1000))
+    window.note(step(1, 1))
+    assert not window._pending
+    assert window.total().tokens == 3001
 
 
 def test_nothing_is_lost_between_threads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,14 @@ import pytest
 from tenth.api import Model
 from tenth.engine.engine import EngineOptions
 from tenth.errors import RequestError
+from tenth.model.batch import Batch, Want
 from tenth.observe.profiling import Part, Profiler
+from tenth.routing.drift import Drift
 from tenth.routing.profile import ProfiledModel, RoutingProfile
 from tenth.routing.profile_file import from_bytes
+from tenth.routing.window import RoutingWindow
+from tenth.serve import drift
+from tenth.serve.drift import DriftWatch
 from tenth.serve.profile import PATH
 from tenth.serve.service import ServeOptions, Service
 from tests.api.tiny import tiny_model
@@ -130,6 +136,57 @@ def test_drift_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     told = [record.getMessage() for record in caplog.records if "drift" in record.getMessage()]
     assert len(told) == 1  # not again with every look
     assert told[0].startswith("routing drifts from its profile: 0.")
+
+
+def test_an_alarm_ends_where_routing_is_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model(tmp_path)
+    stored = profile_of(model, list(range(60)))
+    clock = [1000.0]
+    window = RoutingWindow(stored.model, seconds=300, clock=lambda: clock[0])
+    watch = DriftWatch(window, stored, 0.02)
+
+    def seen(ids: list[int]) -> None:
+        output = model.decoder(Batch.of([ids]), want=Want(logits="none", routing="choice"))
+        assert output.routing is not None
+        window.note(output.routing)
+
+    with caplog.at_level(logging.INFO, logger="tenth.serve"):
+        seen([7] * 300)
+        assert watch.look().excess > 0.02
+        assert watch.alarm
+        clock[0] += 400
+        assert watch.look().excess == 0  # nobody asks: nothing is known, the alarm stands
+        assert watch.alarm
+        for number in range(8):
+            seen([*range(60), number])
+        assert watch.look().excess < 0.016
+        assert not watch.alarm
+    told = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert told == [
+        "routing drifts from its profile",
+        "routing is as profiled again",
+    ]
+
+
+def test_a_look_that_fails_is_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "_EVERY_S", 0.01)
+    looked = 0
+
+    class Failing(DriftWatch):
+        def __init__(self) -> None: ...
+
+        def look(self) -> Drift:
+            nonlocal looked
+            looked += 1
+            raise ValueError("no numbers")
+
+    async def run() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(Failing().watch(), 0.5)
+
+    asyncio.run(run())
+    assert looked > 2
+    assert [record.getMessage() for record in caplog.records] == ["how far routing has drifted cannot be told"]
 
 
 def test_a_profile_of_another_model_is_refused_or_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
