@@ -124,6 +124,9 @@ def command(
     no_metrics: Annotated[
         bool, typer.Option("--no-metrics", help="Count nothing: there is no /metrics.", rich_help_panel=_SERVER)
     ] = False,
+    no_console: Annotated[
+        bool, typer.Option("--no-console", help="No page for browsers at /.", rich_help_panel=_SERVER)
+    ] = False,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -345,6 +348,7 @@ def command(
         origins=tuple(allow_origin or ()),
         log_prompts=log_prompts,
         metrics=not no_metrics,
+        console=not no_console,
         drift_alarm=drift_alarm,
     )
     stored = None if profile is None else read_profile(profile)
@@ -380,7 +384,8 @@ def command(
         address, chosen = bound.getsockname()[:2]
         options = replace(options, hosts=checked_hosts(address, allow_host or ()))
         shown = f"[{address}]" if ":" in address else address
-        typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading)", err=True)
+        page = "" if no_console else f"; console at http://{shown}:{chosen}/"
+        typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading){page}", err=True)
         if queue is not None:
             typer.echo(f"reviews are kept in {queue.store.name}", err=True)
         if guards.keys is None and not is_loopback(address):

@@ -15,6 +15,7 @@ from tenth.serve import (
     anthropic,
     chat,
     completions,
+    console_page,
     embeddings,
     infill,
     live,
@@ -62,12 +63,15 @@ def create_app(service: Service) -> ASGIApp:
     if service.meter is not None:
         app.state.metrics = registry_of(service)
         app.include_router(metrics.router)
+    if service.options.console:
+        app.include_router(console_page.router)
     app.add_exception_handler(LimitReached, limit_handler)
     app.add_exception_handler(TenthError, _refused)
     app.add_exception_handler(HttpProblem, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _unforeseen)
-    wrapped: ASGIApp = Guard(app, service.guards.keys, service.guards.limiter)
+    public = console_page.PUBLIC if service.options.console else None
+    wrapped: ASGIApp = Guard(app, service.guards.keys, service.guards.limiter, public)
     if service.options.origins:
         wrapped = CORSMiddleware(
             wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED

@@ -50,8 +50,9 @@ class ServeOptions:
     `body_seconds` is for a body to come, `request_seconds` for all of a request, `send_seconds` for a client to take
     what it is sent. After `heartbeat_seconds` of silence a stream says that it is alive; `drain_seconds` is what
     running requests get when the server stops. `origins` are allowed by CORS. `hosts` are names that requests may
-    be sent to, beside this machine's own; None takes any. Without `metrics` nothing is counted. `drift_alarm` is how
-    far the experts' work may be from a stored profile, in bits beyond chance (`tenth.routing.drift`).
+    be sent to, beside this machine's own; None takes any. Without `metrics` nothing is counted, without `console`
+    there is no page at `/`. `drift_alarm` is how far the experts' work may be from a stored profile, in bits beyond
+    chance (`tenth.routing.drift`).
     """
 
     names: tuple[str, ...] = ("default",)
@@ -70,6 +71,7 @@ class ServeOptions:
     hosts: tuple[str, ...] | None = None
     log_prompts: bool = False
     metrics: bool = True
+    console: bool = True
     drift_alarm: float = 0.1
 
     def __post_init__(self) -> None:
