@@ -34,6 +34,7 @@ export function chatView() {
   const thread = h("div", { class: "thread" });
   const scroller = h("div", { class: "scroller", tabIndex: 0, role: "region", tLabel: "chat.thread" }, thread);
   const down = iconButton("down", "chat.to_end", () => toEnd(true), "to-end");
+  down.hidden = true;
   const title = h("h1", { class: "chat-title" });
   const write = composer({ send, stop: () => run?.stop.abort() });
   const save_file = iconButton("down", "chat.export", () => saveFile("conversation.json", JSON.stringify(exported(shown), null, 1), "application/json"));
@@ -124,7 +125,7 @@ export function chatView() {
 
   function send(text) {
     if (run !== null) return false;
-    shown.title ||= text.replace(/\s+/g, " ").slice(0, 80);
+    shown.title ||= text.replace(/\s+/g, " ").replace(/^(.{80}).+/su, "$1…");
     shown.turns.push({ role: "user", content: text });
     answerNew();
     return true;

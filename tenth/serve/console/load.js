@@ -9,17 +9,6 @@ const gigabytes = (bytes) => `${number(bytes / 1e9, 1)} GB/s`;
 /** A card: its words, the number of the history that is its line, its value and what stands below it. */
 const CARDS = [
   { words: "load.generated", line: "generated", value: ({ speed }) => number(speed.generated_per_s, 1), unit: "load.per_s" },
-  { words: "load.prompt", line: "prompt", value: ({ speed }) => number(speed.prompt_per_s, 1), unit: "load.per_s" },
-  { words: "load.running", line: "running", value: ({ requests }) => number(requests.running) },
-  { words: "load.waiting", line: "waiting", value: ({ requests }) => number(requests.waiting) },
-  {
-    words: "load.cache",
-    line: "cache",
-    most: 1,
-    value: ({ cache }) => percent(cache.tokens ? cache.used_tokens / cache.tokens : 0),
-    below: ({ cache }) => t("load.cache_of", { used: number(cache.used_tokens), all: number(cache.tokens) }),
-  },
-  { words: "load.hits", line: "hits", most: 1, value: ({ cache }) => percent(cache.prefix_hit_rate), below: () => t("load.hits_say") },
   {
     words: "load.limit",
     line: "share",
@@ -30,6 +19,17 @@ const CARDS = [
         ? t("load.limit_of", { read: gigabytes(speed.limit.bytes_per_s), machine: gigabytes(speed.limit.machine_bytes_per_s) })
         : t("load.no_limit"),
   },
+  { words: "load.prompt", line: "prompt", value: ({ speed }) => number(speed.prompt_per_s, 1), unit: "load.per_s" },
+  {
+    words: "load.cache",
+    line: "cache",
+    most: 1,
+    value: ({ cache }) => percent(cache.tokens ? cache.used_tokens / cache.tokens : 0),
+    below: ({ cache }) => t("load.cache_of", { used: number(cache.used_tokens), all: number(cache.tokens) }),
+  },
+  { words: "load.running", line: "running", value: ({ requests }) => number(requests.running) },
+  { words: "load.waiting", line: "waiting", value: ({ requests }) => number(requests.waiting) },
+  { words: "load.hits", line: "hits", most: 1, value: ({ cache }) => percent(cache.prefix_hit_rate), below: () => t("load.hits_say") },
 ];
 
 export function loadView() {
@@ -41,7 +41,7 @@ export function loadView() {
   const table = h(
     "div",
     { class: "table-scroll", tabIndex: 0, role: "region", tLabel: "load.requests" },
-    h("table", { class: "numbers" }, h("thead", {}, h("tr", {}, heads.map((words) => h("th", { scope: "col", t: words })))), rows),
+    h("table", { class: "numbers requests" }, h("thead", {}, h("tr", {}, heads.map((words) => h("th", { scope: "col", t: words })))), rows),
   );
   const none = h("p", { class: "fine", t: "load.none" });
   const problem = h("p", { class: "notice" });

@@ -13,7 +13,7 @@ const COLUMNS = [
   { words: "map.entropy", of: (data, row) => data.entropy[row], text: (value) => number(value, 3, 3), bar: (value) => value },
   { words: "map.balance", of: (data, row) => data.balance[row], text: (value) => `${number(value, 1, 1)}×`, bar: (value) => Math.log2(Math.max(1, value)) / 4 },
   { words: "map.dead", of: (data, row) => data.dead[row], text: (value) => number(value), bar: (value, data) => value / data.experts, warns: true },
-  { words: "map.drift", of: (data, row) => data.drift?.[row], text: (value) => number(value, 3), bar: (value) => value / 0.25 },
+  { words: "map.drift", of: (data, row) => data.drift?.[row], text: (value) => number(value, 3, 3), bar: (value) => value / 0.25 },
 ];
 
 let maps = 0;
@@ -61,7 +61,7 @@ export class HeatMap {
     const columns = room >= 900 ? wanted : room >= 620 ? Math.min(2, wanted) : 0;
     const across = room - columns * COLUMN - (columns ? 10 : 0);
     const cell = Math.min(28, across / experts);
-    const free = Math.max(280, window.innerHeight - 320);
+    const free = Math.max(280, window.innerHeight - (width < 700 ? 420 : 210));
     const tall = Math.max(width < 600 ? 7 : 9, Math.min(22, free / layers.length));
     return { width, columns, cell, tall, height: HEAD + Math.ceil(tall * layers.length) + 2, bars: GUTTER + cell * experts + 14 };
   }

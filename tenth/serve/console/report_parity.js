@@ -21,7 +21,7 @@ function verdict({ verdict: { kind, text }, gate: judged }) {
 
 function models({ a, b, corpus }) {
   const row = (words, side) => [t(words), String(side.name), [side.format, side.backend, side.dtype].filter(Boolean).join(", "), side.parameters ? number(side.parameters) : "–", side.bits_per_weight ? number(side.bits_per_weight, 2) : "–"];
-  const made = table("reports.models", ["reports.side", "reports.model", "reports.form", "reports.parameters", "reports.bits"], [row("reports.a", a), row("reports.b", b)]);
+  const made = table("reports.models", ["reports.side", "reports.model", "reports.form", "reports.parameters", "reports.bits"], [row("reports.a", a), row("reports.b", b)], "numbers texts");
   if (!corpus) return made;
   const about = t("reports.corpus_of", { tokens: number(corpus.tokens ?? 0), documents: number(corpus.documents ?? 0), windows: number(corpus.windows ?? 0), context: number(corpus.context ?? 0) });
   return h("div", {}, made, h("p", { class: "fine" }, about));

@@ -6,8 +6,8 @@ export function facts(rows) {
   return h("dl", { class: "facts wide-facts" }, rows.map(([words, value]) => h("div", {}, h("dt", { t: words }), h("dd", {}, value))));
 }
 
-/** A table that scrolls by itself. Cells are texts, or {bar: 0 to 1, text, kind}; heads are keys of words. */
-export function table(label, heads, rows) {
+/** A table that scrolls by itself. Cells are texts, or {bar: 0 to 1, text, kind}; heads are keys of words. `kind` is its class. */
+export function table(label, heads, rows, kind = "numbers") {
   const cells = (row) =>
     row.map((cell, at) => {
       const made = h(at === 0 ? "th" : "td", at === 0 ? { scope: "row" } : {});
@@ -17,7 +17,7 @@ export function table(label, heads, rows) {
     });
   const body = h("tbody", {}, rows.map((row) => h("tr", {}, cells(row))));
   const head = h("thead", {}, h("tr", {}, heads.map((words) => h("th", { scope: "col", t: words }))));
-  return h("div", { class: "table-scroll", tabIndex: 0, role: "region", tLabel: label }, h("table", { class: "numbers" }, head, body));
+  return h("div", { class: "table-scroll", tabIndex: 0, role: "region", tLabel: label }, h("table", { class: kind }, head, body));
 }
 
 function barCell({ bar, text }) {
