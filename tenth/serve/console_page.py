@@ -1,8 +1,8 @@
 """The console: a page at `/` and its files below `/console/BUILD/`, which a browser may keep for ever.
 
-BUILD is a hash of all files, and the page itself is asked for each time, so that after an upgrade nobody sees a page of old and
-new parts. What the page may do is said in its content security policy: no script but its own files, no string that becomes
-markup without DOMPurify, no connection but to this server.
+BUILD is a hash of all files, and the page itself is asked for each time, so that after an upgrade nobody sees a page of
+old and new parts. What the page may do is said in its content security policy: no script but its own files, no string
+that becomes markup without DOMPurify, no connection but to this server.
 """
 
 from __future__ import annotations

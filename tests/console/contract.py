@@ -1,4 +1,4 @@
-"""What the page expects of `/v1/live` and `/v1/reviews`, around an application: numbers that move while it generates."""
+"""What the page expects of `/v1/live` and `/v1/reviews`, around an application: numbers move while it generates."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Contract:
         shares_LE[self.random.random((LAYERS, EXPERTS)) < 0.006] = 0
         self.shares_LE = shares_LE / shares_LE.sum(1, keepdims=True)
         self.counts_LE = self.random.poisson(self.shares_LE * 90_000 * 8).astype("<u4")
+        self.drift_L = (0.01 + 0.05 * self.random.random(LAYERS)).tolist()
         self.start = time.monotonic()
 
     async def __call__(self, scope: Json, receive: Any, send: Any) -> None:
@@ -77,8 +78,14 @@ class Contract:
         load_LE = self.counts_LE / self.counts_LE.sum(1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy_L = -np.nansum(load_LE * np.log(load_LE), 1) / np.log(EXPERTS)
-        drift_L = 0.01 + 0.05 * self.random.random(LAYERS)
-        drift = {"bits": 0.041, "threshold": 0.1, "alarm": False, "layer": 31, "by_layer": drift_L.tolist(), "judged": True}
+        drift = {
+            "bits": 0.041,
+            "threshold": 0.1,
+            "alarm": False,
+            "layer": 31,
+            "by_layer": self.drift_L,
+            "judged": True,
+        }
         experts = {
             "layers": list(range(LAYERS)),
             "experts": EXPERTS,
@@ -110,7 +117,8 @@ class Contract:
         review = {
             "id": f"rv-{len(self.reviews):04d}", "created": 1_790_000_000 + 600 * len(self.reviews), "state": "waiting",
             "version": 1, "model": "scripted", "key": "anonymous", "reasons": [], "messages": [], "answer": "",
-            "reasoning": None, "correction": None, "note": None, "confidence": None, "decided": None, "decided_by": None,
+            "reasoning": None, "correction": None, "note": None, "confidence": None, "decided": None,
+            "decided_by": None,
         }  # fmt: skip
         self.reviews.append({**review, **fields})
         return self.reviews[-1]
@@ -125,7 +133,9 @@ class Contract:
         asked = dict(re.findall(r"(\w+)=([^&]*)", scope["query_string"].decode()))
         status, found = self._answer(scope["path"].removeprefix("/v1/reviews"), asked, json.loads(body or b"null"))
         content = found if isinstance(found, bytes) else json.dumps(found).encode()
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+        )
         await send({"type": "http.response.body", "body": content})
 
     def _answer(self, path: str, asked: Json, body: Json | None) -> tuple[int, Json | bytes]:

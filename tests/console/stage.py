@@ -1,4 +1,4 @@
-"""A server of a scripted model with the page, and a browser that looks at it; where there is none, tests are skipped."""
+"""A server of a scripted model with the page, and a browser that looks at it; without one, tests are skipped."""
 
 from __future__ import annotations
 
@@ -111,6 +111,13 @@ class Looking:
     def send(self, text: str) -> None:
         self.page.get_by_label("Write a message").fill(text)
         self.page.keyboard.press("Enter")
+
+    def until(self, question: str) -> None:
+        """Wait for JavaScript to be true; the policy of the page lets nobody evaluate text there but the debugger."""
+        end = time.monotonic() + SECONDS / 1000
+        while not self.page.evaluate(question):
+            assert time.monotonic() < end, question
+            time.sleep(0.02)
 
     def last_answer(self) -> str:
         text: str = self.page.locator(".turn.assistant .prose").last.inner_text()

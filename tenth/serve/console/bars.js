@@ -30,7 +30,8 @@ export class LayerBars {
     const tall = (load) => (load / most) * (floor - 14);
     this.loads.forEach((load, expert) => {
       if (Number.isNaN(load)) return;
-      context.fillStyle = expert === this.expert ? ink("--ink") : load > 0.7 && load < 1.4 ? ink("--bar") : ratioColour(load, theme());
+      context.fillStyle =
+        expert === this.expert ? ink("--ink") : load > 0.7 && load < 1.4 ? ink("--bar") : ratioColour(load, theme());
       const height = Math.max(1, tall(load));
       context.fillRect(expert * each, floor - height, Math.max(1, each - (each >= 3 ? 1 : 0)), height);
     });

@@ -17,10 +17,13 @@ export function chatView() {
   let shown = newConversation(lastSettings());
   let run = null; // {conversation, turn, view, stop}: the answer that is coming
   let follows = true; // whether the thread stays at its end as it grows
-  const settings = settingsPanel((next) => {
-    shown.settings = { ...next };
-    if (shown.turns.length) save(shown);
-  }, () => drawer("settings", false));
+  const settings = settingsPanel(
+    (next) => {
+      shown.settings = { ...next };
+      if (shown.turns.length) save(shown);
+    },
+    () => drawer("settings", false),
+  );
   const list = conversationList({
     open: (id) => open(id),
     begin: () => open(null),
@@ -32,12 +35,14 @@ export function chatView() {
     close: () => drawer("history", false),
   });
   const thread = h("div", { class: "thread" });
-  const scroller = h("div", { class: "scroller", tabIndex: 0, role: "region", tLabel: "chat.thread" }, thread);
+  const scroller = h("div", { class: "scroller", tabIndex: 0, role: "group", tLabel: "chat.thread" }, thread);
   const down = iconButton("down", "chat.to_end", () => toEnd(true), "to-end");
   down.hidden = true;
   const title = h("h1", { class: "chat-title" });
   const write = composer({ send, stop: () => run?.stop.abort() });
-  const save_file = iconButton("down", "chat.export", () => saveFile("conversation.json", JSON.stringify(exported(shown), null, 1), "application/json"));
+  const save_file = iconButton("down", "chat.export", () =>
+    saveFile("conversation.json", JSON.stringify(exported(shown), null, 1), "application/json"),
+  );
   const bar = h(
     "div",
     { class: "chat-bar" },
@@ -47,12 +52,23 @@ export function chatView() {
     save_file,
     iconButton("settings", "set.title", () => drawer("settings")),
   );
-  const element = h("section", { class: "view chat", tLabel: "tab.chat" }, list.panel, h("div", { class: "chat-main" }, bar, scroller, down, write.element), settings.panel);
+  const element = h(
+    "section",
+    { class: "view chat", tLabel: "tab.chat" },
+    list.panel,
+    h("div", { class: "chat-main" }, bar, scroller, down, write.element),
+    settings.panel,
+  );
 
-  scroller.addEventListener("scroll", () => {
-    follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
-    down.hidden = follows;
-  }, { passive: true });
+  scroller.addEventListener(
+    "scroll",
+    () => {
+      follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+      down.hidden = follows;
+    },
+    { passive: true },
+  );
+  scroller.addEventListener("pointerdown", () => wide() || closeDrawers());
   new ResizeObserver(() => toEnd(false)).observe(thread);
   onLanguage(() => {
     drawTitle();
@@ -67,6 +83,11 @@ export function chatView() {
     if (open && !wide()) for (const other of ["history", "settings"]) element.classList.add(`no-${other}`);
     element.classList.toggle(`no-${name}`, !open);
     if (wide()) setLook(name, open);
+  }
+
+  function closeDrawers() {
+    drawer("history", false);
+    drawer("settings", false);
   }
 
   function toEnd(always) {
@@ -195,7 +216,7 @@ export function chatView() {
       n: () => open(null),
       i: () => write.focus(),
       s: () => drawer("settings"),
-      Escape: () => run?.stop.abort(),
+      Escape: () => (run === null ? wide() || closeDrawers() : run.stop.abort()),
     },
   };
 }

@@ -3,7 +3,14 @@ import { ApiError, call, events, getJson } from "./api.js";
 import { fieldsOf } from "./chat_settings.js";
 import { t } from "./i18n.js";
 
-export const emptyAnswer = () => ({ content: "", reasoning: "", thinkSeconds: 0, finish: null, error: null, usage: null });
+export const emptyAnswer = () => ({
+  content: "",
+  reasoning: "",
+  thinkSeconds: 0,
+  finish: null,
+  error: null,
+  usage: null,
+});
 
 /** Ask for an answer to messages. `grown` hears ("content" | "reasoning", text) of each piece as it comes. */
 export async function ask(messages, settings, answer, { grown, signal }) {

@@ -5,8 +5,18 @@ import { h, icon, iconButton, saveFile } from "./dom.js";
 /** `actions`: open(id), begin(), removed(id), close(). */
 export function conversationList(actions) {
   const list = h("ul", { class: "conversations" });
-  const begin = h("button", { type: "button", class: "wide-button", onclick: actions.begin }, icon("plus"), h("span", { t: "chat.new" }));
-  const all = h("button", { type: "button", class: "quiet wide", onclick: exportAll }, icon("down"), h("span", { t: "chat.export_all" }));
+  const begin = h(
+    "button",
+    { type: "button", class: "wide-button", onclick: actions.begin },
+    icon("plus"),
+    h("span", { t: "chat.new" }),
+  );
+  const all = h(
+    "button",
+    { type: "button", class: "quiet wide", onclick: exportAll },
+    icon("down"),
+    h("span", { t: "chat.export_all" }),
+  );
   const panel = h(
     "aside",
     { class: "history drawer left", tLabel: "chat.history" },
@@ -21,7 +31,11 @@ export function conversationList(actions) {
     all.hidden = rows.length === 0;
   }
   function row(one, chosen) {
-    const open = h("button", { type: "button", class: "conversation", onclick: () => actions.open(one.id) }, one.title || "…");
+    const open = h(
+      "button",
+      { type: "button", class: "conversation", onclick: () => actions.open(one.id) },
+      one.title || "…",
+    );
     if (chosen) open.setAttribute("aria-current", "true");
     const remove = iconButton("trash", "chat.delete", () => {
       forget(one.id);
@@ -37,13 +51,26 @@ export function exported(one) {
   const turns = one.turns.map((turn) => {
     if (turn.role === "user") return { role: "user", content: turn.content };
     const { content, reasoning, usage, model } = answerOf(turn);
-    return { role: "assistant", content, ...(reasoning ? { reasoning_content: reasoning } : {}), ...(model ? { model } : {}), ...(usage ? { usage } : {}) };
+    return {
+      role: "assistant",
+      content,
+      ...(reasoning ? { reasoning_content: reasoning } : {}),
+      ...(model ? { model } : {}),
+      ...(usage ? { usage } : {}),
+    };
   });
   const system = messagesOf([], one.settings?.system);
-  return { title: one.title, changed: new Date(one.changed).toISOString(), settings: one.settings, messages: [...system, ...turns] };
+  return {
+    title: one.title,
+    changed: new Date(one.changed).toISOString(),
+    settings: one.settings,
+    messages: [...system, ...turns],
+  };
 }
 
 function exportAll() {
-  const found = conversations().map(({ id }) => conversation(id)).filter((one) => one !== null);
+  const found = conversations()
+    .map(({ id }) => conversation(id))
+    .filter((one) => one !== null);
   saveFile("conversations.json", JSON.stringify(found.map(exported), null, 1), "application/json");
 }

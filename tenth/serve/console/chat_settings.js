@@ -37,7 +37,12 @@ export function settingsPanel(changed, close) {
   const panel = h(
     "aside",
     { class: "settings drawer right", tLabel: "set.title" },
-    h("div", { class: "drawer-head" }, h("h2", { t: "set.title" }), iconButton("close", "close", close, "drawer-close")),
+    h(
+      "div",
+      { class: "drawer-head" },
+      h("h2", { t: "set.title" }),
+      iconButton("close", "close", close, "drawer-close"),
+    ),
     h("div", { class: "field tall" }, h("label", { for: "set-system", t: "set.system" }), system),
     [...inputs.values()].slice(0, 4).map(({ row }) => row),
     thinking.row,
@@ -72,12 +77,19 @@ function numberField({ name, words, hint, ...bounds }, changed) {
   const input = h("input", { id, type: "number", inputmode: "decimal", tPlaceholder: "set.default", ...bounds });
   if (hint) input.setAttribute("aria-describedby", `${id}-hint`);
   input.addEventListener("input", () => {
-    const good = input.value !== "" && (input.validity.valid || (input.validity.stepMismatch && bounds.step < 1));
-    input.classList.toggle("bad", input.value !== "" && !good);
-    changed(good ? input.valueAsNumber : undefined);
+    const { badInput, rangeOverflow, rangeUnderflow, stepMismatch } = input.validity;
+    const wrong = badInput || rangeOverflow || rangeUnderflow || (stepMismatch && bounds.step === 1);
+    input.classList.toggle("bad", wrong);
+    changed(wrong || input.value === "" ? undefined : input.valueAsNumber);
   });
   const label = h("label", { for: id, t: words });
-  const row = h("div", { class: "field" }, label, input, hint ? h("p", { class: "fine", id: `${id}-hint`, t: hint }) : null);
+  const row = h(
+    "div",
+    { class: "field" },
+    label,
+    input,
+    hint ? h("p", { class: "fine", id: `${id}-hint`, t: hint }) : null,
+  );
   return { row, input };
 }
 

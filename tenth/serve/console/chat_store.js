@@ -33,7 +33,8 @@ export function keepConversation(one) {
   let entries = [entry, ...conversations().filter(({ id }) => id !== one.id)].sort((a, b) => b.changed - a.changed);
   const total = () => entries.reduce((sum, each) => sum + (each.size ?? 0), 0);
   const oldest = () => entries.findLast(({ id }) => id !== one.id);
-  while (entries.length > 1 && (entries.length > MOST || total() > MOST_CHARACTERS)) entries = without(entries, oldest().id);
+  while (entries.length > 1 && (entries.length > MOST || total() > MOST_CHARACTERS))
+    entries = without(entries, oldest().id);
   while (!keep(place(one.id), one)) {
     if (oldest() === undefined) return false;
     entries = without(entries, oldest().id);

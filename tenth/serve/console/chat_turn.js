@@ -25,7 +25,12 @@ export function userTurn(turn, actions) {
       "form",
       { class: "edit" },
       area,
-      h("div", { class: "row end" }, h("button", { type: "button", t: "cancel", onclick: leave }), h("button", { class: "primary", t: "chat.resend" })),
+      h(
+        "div",
+        { class: "row end" },
+        h("button", { type: "button", t: "cancel", onclick: leave }),
+        h("button", { class: "primary", t: "chat.resend" }),
+      ),
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -54,7 +59,14 @@ export class AnswerTurn {
     this.problem = h("div", { class: "problem", role: "alert" });
     this.meta = h("span", { class: "meta" });
     this.foot = h("div", { class: "turn-foot" });
-    this.element = h("article", { class: "turn assistant", tLabel: "chat.answer" }, this.thoughts, this.prose, this.problem, this.foot);
+    this.element = h(
+      "article",
+      { class: "turn assistant", tLabel: "chat.answer" },
+      this.thoughts,
+      this.prose,
+      this.problem,
+      this.foot,
+    );
     this.show(false);
   }
 
@@ -111,7 +123,12 @@ export class AnswerTurn {
   }
 
   goOnButton() {
-    return h("button", { type: "button", class: "quiet wide", onclick: this.actions.goOn }, icon("go"), h("span", { t: "chat.go_on" }));
+    return h(
+      "button",
+      { type: "button", class: "quiet wide", onclick: this.actions.goOn },
+      icon("go"),
+      h("span", { t: "chat.go_on" }),
+    );
   }
 
   pager() {
@@ -157,10 +174,17 @@ function metaOf(answer, running) {
   const about = counted === undefined ? "≈ " : "";
   const parts = [about + t("chat.tokens", { tokens: number(tokens) })];
   const paced = answer.usage?.last ?? counted ?? answer.paced ?? tokens;
-  if (answer.writeSeconds > 0.05 && paced > 1) parts.push(about + t("chat.speed", { speed: number((paced - 1) / answer.writeSeconds, 1) }));
+  if (answer.writeSeconds > 0.05 && paced > 1)
+    parts.push(about + t("chat.speed", { speed: number((paced - 1) / answer.writeSeconds, 1) }));
   if (running) return parts.join(" · ");
   if (answer.firstSeconds) parts.push(t("chat.first", { time: span(answer.firstSeconds) }));
-  if (answer.usage) parts.push(t("chat.prompt", { tokens: number(answer.usage.prompt_tokens), cached: number(answer.usage.prompt_tokens_details?.cached_tokens ?? 0) }));
+  if (answer.usage)
+    parts.push(
+      t("chat.prompt", {
+        tokens: number(answer.usage.prompt_tokens),
+        cached: number(answer.usage.prompt_tokens_details?.cached_tokens ?? 0),
+      }),
+    );
   if (answer.finish === "length") parts.push(t("chat.length"));
   if (answer.finish === "content_filter") parts.push(t("chat.filtered"));
   if (answer.finish === null && !answer.error) parts.push(t("chat.stopped"));

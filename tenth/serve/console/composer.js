@@ -6,7 +6,12 @@ export function composer({ send, stop }) {
   let running = false;
   const area = h("textarea", { id: "message", rows: 1, tPlaceholder: "chat.placeholder", tLabel: "chat.placeholder" });
   const button = h("button", { type: "submit", class: "send primary", tLabel: "chat.send" }, icon("send"));
-  const form = h("form", { class: "composer" }, h("div", { class: "composer-box" }, area, button), h("p", { class: "fine keys-hint", t: "chat.keys" }));
+  const form = h(
+    "form",
+    { class: "composer" },
+    h("div", { class: "composer-box" }, area, button),
+    h("p", { class: "fine keys-hint", t: "chat.keys" }),
+  );
   area.addEventListener("input", fit);
   area.addEventListener("keydown", (event) => {
     // Enter that ends the choice of a Chinese word is not meant for the chat (229: Safari says it so)

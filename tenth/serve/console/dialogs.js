@@ -10,8 +10,23 @@ export function openDialog(title, parts, words, done) {
     const name = `dialog-${(numbered += 1)}`;
     const submit = words === null ? null : h("button", { type: "submit", class: "primary", t: words });
     const close = () => dialog.close();
-    const form = h("form", {}, ...parts, h("div", { class: "row end" }, h("button", { type: "button", t: submit ? "cancel" : "close", onclick: close }), submit));
-    const head = h("div", { class: "dialog-head" }, h("h2", { id: name, t: title }), iconButton("close", "close", close));
+    const form = h(
+      "form",
+      {},
+      ...parts,
+      h(
+        "div",
+        { class: "row end" },
+        h("button", { type: "button", t: submit ? "cancel" : "close", onclick: close }),
+        submit,
+      ),
+    );
+    const head = h(
+      "div",
+      { class: "dialog-head" },
+      h("h2", { id: name, t: title }),
+      iconButton("close", "close", close),
+    );
     const dialog = h("dialog", { "aria-labelledby": name }, head, form);
     let finished = false;
     form.addEventListener("submit", async (event) => {
@@ -41,8 +56,19 @@ export function askForKey() {
 }
 
 function keyDialog() {
-  const input = h("input", { id: "api-key", type: "password", autocomplete: "off", spellcheck: "false", required: true });
-  const parts = [h("p", { t: apiKey() === null ? "key.why" : "key.other" }), h("label", { for: "api-key", t: "key.name" }), input, h("p", { class: "fine", t: "key.kept" })];
+  const input = h("input", {
+    id: "api-key",
+    type: "password",
+    autocomplete: "off",
+    spellcheck: "false",
+    required: true,
+  });
+  const parts = [
+    h("p", { t: apiKey() === null ? "key.why" : "key.other" }),
+    h("label", { for: "api-key", t: "key.name" }),
+    input,
+    h("p", { class: "fine", t: "key.kept" }),
+  ];
   return openDialog("key.title", parts, "key.use", async () => {
     setApiKey(input.value.trim());
     return true;
@@ -65,7 +91,14 @@ const SHORTCUTS = [
 
 /** What the keys do. */
 export function helpDialog() {
-  const rows = SHORTCUTS.map(([keys, words]) => h("div", {}, h("dt", {}, ...keys.split(" / ").flatMap((key, at) => [at ? " / " : "", h("kbd", {}, key)])), h("dd", { t: words })));
+  const rows = SHORTCUTS.map(([keys, words]) =>
+    h(
+      "div",
+      {},
+      h("dt", {}, ...keys.split(" / ").flatMap((key, at) => [at ? " / " : "", h("kbd", {}, key)])),
+      h("dd", { t: words }),
+    ),
+  );
   const single = h("input", { type: "checkbox", id: "single-keys" });
   single.checked = lookOf("singleKeys", true);
   single.addEventListener("change", () => setLook("singleKeys", single.checked));

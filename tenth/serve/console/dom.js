@@ -49,7 +49,8 @@ onLanguage(() => {
 
 const ICONS = {
   chat: "M4 5h16v11H9l-5 4z",
-  experts: "M4 4h4v4H4zM10 4h4v4h-4zM16 4h4v4h-4zM4 10h4v4H4zM10 10h4v4h-4zM16 10h4v4h-4zM4 16h4v4H4zM10 16h4v4h-4zM16 16h4v4h-4z",
+  experts:
+    "M4 4h4v4H4zM10 4h4v4h-4zM16 4h4v4h-4zM4 10h4v4H4zM10 10h4v4h-4zM16 10h4v4h-4zM4 16h4v4H4zM10 16h4v4h-4zM16 16h4v4h-4z",
   load: "M3 13h4l3-8 4 14 3-6h4",
   reviews: "M9 6h11M9 12h11M9 18h11M3.5 6l1 1 2-2M3.5 12l1 1 2-2M3.5 18l1 1 2-2",
   reports: "M6 3h8l5 5v13H6zM14 3v5h5M9 17v-4M12 17v-6M15 17v-2",
@@ -127,7 +128,13 @@ export function saveFile(name, text, type) {
 /** A row of buttons of which one is pressed; `choose` is called with its value. */
 export function segmented(label, choices, chosen, choose) {
   const buttons = choices.map(([value, words]) =>
-    h("button", { type: "button", t: words, dataset: { value }, "aria-pressed": String(value === chosen), onclick: () => set(value, true) }),
+    h("button", {
+      type: "button",
+      t: words,
+      dataset: { value },
+      "aria-pressed": String(value === chosen),
+      onclick: () => set(value, true),
+    }),
   );
   const row = h("div", { class: "segmented", role: "group", tLabel: label }, buttons);
   function set(value, tell) {

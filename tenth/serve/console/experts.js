@@ -21,7 +21,16 @@ export function expertsView() {
   const layerTitle = h("h2", {});
   const drift = h("div", { class: "card drift" });
   const stateLine = h("p", { class: "feed-state" });
-  const modes = segmented("map.mode", [["now", "map.now"], ["recent", "map.recent"], ["change", "map.change"]], mode, setMode);
+  const modes = segmented(
+    "map.mode",
+    [
+      ["now", "map.now"],
+      ["recent", "map.recent"],
+      ["change", "map.change"],
+    ],
+    mode,
+    setMode,
+  );
   const problem = h("p", { class: "notice" });
   const content = h(
     "div",
@@ -42,7 +51,8 @@ export function expertsView() {
     data = next;
     const { experts } = data;
     if (experts) {
-      if (fading?.counts.length !== experts.now.counts.length) fading = { counts: new Float32Array(experts.now.counts.length), tokens: 0 };
+      if (fading?.counts.length !== experts.now.counts.length)
+        fading = { counts: new Float32Array(experts.now.counts.length), tokens: 0 };
       still = experts.now.tokens > 0 ? 0 : still + 1;
       if (still === 0) {
         fading.tokens = fading.tokens * FADE + experts.now.tokens;
@@ -60,11 +70,21 @@ export function expertsView() {
       if (data !== null) problem.textContent = data.why ?? t("map.none");
       return;
     }
-    map.show({ ...experts, drift: experts.drift?.by_layer, loads: shownLoads(), crossed: mode === "recent", faint: mode === "now" && still > 3 });
+    map.show({
+      ...experts,
+      drift: experts.drift?.by_layer,
+      loads: shownLoads(),
+      crossed: mode === "recent",
+      faint: mode === "now" && still > 3,
+    });
     drawDrift(experts.drift);
     const { row, expert } = map.cursor ?? { row: 0, expert: 0 };
     look(row, expert, null);
-    if (feed.state === "live") say(stateLine, "text", ["map.window", { tokens: number(experts.recent.tokens), time: span(experts.recent.seconds) }]);
+    if (feed.state === "live")
+      say(stateLine, "text", [
+        "map.window",
+        { tokens: number(experts.recent.tokens), time: span(experts.recent.seconds) },
+      ]);
   }
 
   function shownLoads() {
@@ -121,7 +141,12 @@ export function expertsView() {
       return;
     }
     const words = found.judged === false ? "drift.unjudged" : found.alarm ? "drift.alarm" : "drift.calm";
-    const meter = h("meter", { min: "0", max: String(2 * found.threshold), high: String(found.threshold), tLabel: "drift.title" });
+    const meter = h("meter", {
+      min: "0",
+      max: String(2 * found.threshold),
+      high: String(found.threshold),
+      tLabel: "drift.title",
+    });
     meter.value = Math.max(0, found.bits ?? 0);
     drift.replaceChildren(
       h("h2", { t: "drift.title" }),

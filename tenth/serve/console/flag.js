@@ -16,7 +16,8 @@ export function flagAnswer(messages, answer) {
     try {
       await getJson("/v1/reviews", { body });
     } catch (error) {
-      problem.textContent = error instanceof ApiError && error.status === 404 ? t("reviews.off") : (error.words ?? error.message);
+      problem.textContent =
+        error instanceof ApiError && error.status === 404 ? t("reviews.off") : (error.words ?? error.message);
       return false;
     }
     toast("flag.done");

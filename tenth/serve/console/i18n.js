@@ -49,13 +49,11 @@ export const percent = (share, digits = 1) =>
 
 /** Seconds as people say them. */
 export function span(seconds) {
-  if (seconds < 1) return `${number(1000 * seconds)} ms`;
-  if (seconds < 10) return `${number(seconds, 1, 1)} s`;
-  if (seconds < 60) return `${number(seconds)} s`;
-  const minutes = Math.floor(seconds / 60);
-  const rest = Math.floor(seconds % 60);
-  if (minutes < 60) return rest ? `${minutes} min ${rest} s` : `${minutes} min`;
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (seconds < 1) return t("unit.ms", { n: number(1000 * seconds) });
+  if (seconds < 60) return t("unit.s", { n: seconds < 10 ? number(seconds, 1, 1) : number(seconds) });
+  const [minutes, rest] = [Math.floor(seconds / 60), Math.floor(seconds % 60)];
+  if (minutes >= 60) return `${t("unit.h", { n: Math.floor(minutes / 60) })} ${t("unit.min", { n: minutes % 60 })}`;
+  return rest ? `${t("unit.min", { n: minutes })} ${t("unit.s", { n: rest })}` : t("unit.min", { n: minutes });
 }
 
 /** A moment, in seconds since 1970. */

@@ -8,7 +8,12 @@ const gigabytes = (bytes) => `${number(bytes / 1e9, 1)} GB/s`;
 
 /** A card: its words, the number of the history that is its line, its value and what stands below it. */
 const CARDS = [
-  { words: "load.generated", line: "generated", value: ({ speed }) => number(speed.generated_per_s, 1), unit: "load.per_s" },
+  {
+    words: "load.generated",
+    line: "generated",
+    value: ({ speed }) => number(speed.generated_per_s, 1),
+    unit: "load.per_s",
+  },
   {
     words: "load.limit",
     line: "share",
@@ -16,7 +21,10 @@ const CARDS = [
     value: ({ speed }) => (speed.limit ? percent(speed.limit.share) : "–"),
     below: ({ speed }) =>
       speed.limit
-        ? t("load.limit_of", { read: gigabytes(speed.limit.bytes_per_s), machine: gigabytes(speed.limit.machine_bytes_per_s) })
+        ? t("load.limit_of", {
+            read: gigabytes(speed.limit.bytes_per_s),
+            machine: gigabytes(speed.limit.machine_bytes_per_s),
+          })
         : t("load.no_limit"),
   },
   { words: "load.prompt", line: "prompt", value: ({ speed }) => number(speed.prompt_per_s, 1), unit: "load.per_s" },
@@ -29,7 +37,13 @@ const CARDS = [
   },
   { words: "load.running", line: "running", value: ({ requests }) => number(requests.running) },
   { words: "load.waiting", line: "waiting", value: ({ requests }) => number(requests.waiting) },
-  { words: "load.hits", line: "hits", most: 1, value: ({ cache }) => percent(cache.prefix_hit_rate), below: () => t("load.hits_say") },
+  {
+    words: "load.hits",
+    line: "hits",
+    most: 1,
+    value: ({ cache }) => percent(cache.prefix_hit_rate),
+    below: () => t("load.hits_say"),
+  },
 ];
 
 export function loadView() {
@@ -40,14 +54,44 @@ export function loadView() {
   const heads = ["load.id", "load.key", "load.state", "load.prompt_tokens", "load.generated_tokens", "load.seconds"];
   const table = h(
     "div",
-    { class: "table-scroll", tabIndex: 0, role: "region", tLabel: "load.requests" },
-    h("table", { class: "numbers requests" }, h("thead", {}, h("tr", {}, heads.map((words) => h("th", { scope: "col", t: words })))), rows),
+    { class: "table-scroll", tabIndex: 0, role: "group", tLabel: "load.requests" },
+    h(
+      "table",
+      { class: "numbers requests" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          heads.map((words) => h("th", { scope: "col", t: words })),
+        ),
+      ),
+      rows,
+    ),
   );
   const none = h("p", { class: "fine", t: "load.none" });
   const problem = h("p", { class: "notice" });
   const about = h("p", { class: "feed-state" });
-  const content = h("div", {}, h("div", { class: "cards" }, cards.map(({ element: made }) => made)), h("h2", { t: "load.requests" }), table, none);
-  const element = h("section", { class: "view panel", tLabel: "tab.load" }, h("div", { class: "view-head" }, h("h1", { t: "tab.load" }), about), problem, content);
+  const content = h(
+    "div",
+    {},
+    h(
+      "div",
+      { class: "cards" },
+      cards.map(({ element: made }) => made),
+    ),
+    h("h2", { t: "load.requests" }),
+    table,
+    none,
+  );
+  const element = h(
+    "section",
+    { class: "view panel", tLabel: "tab.load" },
+    h("div", { class: "view-head" }, h("h1", { t: "tab.load" }), about),
+    problem,
+    content,
+  );
 
   function tick(next) {
     data = next;
@@ -84,7 +128,14 @@ function card({ words, line, most = null, value, unit, below }) {
   const spark = new Spark(most);
   const big = h("span", { class: "big" });
   const under = h("p", { class: "fine" });
-  const element = h("div", { class: "card" }, h("h2", { t: words }), h("p", {}, big, unit ? h("span", { class: "unit", t: unit }) : null), spark.element, under);
+  const element = h(
+    "div",
+    { class: "card" },
+    h("h2", { t: words }),
+    h("p", {}, big, unit ? h("span", { class: "unit", t: unit }) : null),
+    spark.element,
+    under,
+  );
   function draw(data) {
     big.textContent = value(data);
     under.textContent = below?.(data) ?? peak(line, most);
@@ -107,6 +158,8 @@ function requestRow(one) {
     h("td", { class: "mono" }, one.id),
     h("td", {}, one.key),
     h("td", {}, h("span", { class: `state ${one.state}`, t: words })),
-    ...[number(one.prompt_tokens), number(one.generated_tokens), number(one.seconds, 1, 1)].map((text) => h("td", { class: "right" }, text)),
+    ...[number(one.prompt_tokens), number(one.generated_tokens), number(one.seconds, 1, 1)].map((text) =>
+      h("td", { class: "right" }, text),
+    ),
   );
 }

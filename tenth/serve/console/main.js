@@ -61,10 +61,19 @@ function switchLanguage() {
   setLook("language", languageNow());
 }
 
-const tongue = h("button", { type: "button", class: "quiet tongue", tLabel: "look.language", onclick: switchLanguage }, h("span", { t: "look.other_language" }));
+const tongue = h(
+  "button",
+  { type: "button", class: "quiet tongue", tLabel: "look.language", onclick: switchLanguage },
+  h("span", { t: "look.other_language" }),
+);
 document
   .getElementById("tools")
-  .append(tongue, iconButton("sun", "look.theme", setTheme), iconButton("key", "key.title", askForKey), iconButton("help", "help.title", helpDialog));
+  .append(
+    tongue,
+    iconButton("sun", "look.theme", setTheme),
+    iconButton("key", "key.title", askForKey),
+    iconButton("help", "help.title", helpDialog),
+  );
 say(document.getElementById("skip"), "text", "skip");
 say(document.getElementById("tabs"), "label", "tabs");
 document.getElementById("skip").addEventListener("click", (event) => {
@@ -91,7 +100,14 @@ document.addEventListener("keydown", (event) => {
 });
 
 const status = document.getElementById("status");
-const STATES = { ready: "server.ready", loading: "server.loading", "warming up": "server.warming", draining: "server.stopping", stopped: "server.stopping", failed: "server.failed" };
+const STATES = {
+  ready: "server.ready",
+  loading: "server.loading",
+  "warming up": "server.warming",
+  draining: "server.stopping",
+  stopped: "server.stopping",
+  failed: "server.failed",
+};
 let named = false;
 let mayAsk = true; // for the key, once by itself; then whoever needs one asks
 

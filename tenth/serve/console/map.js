@@ -10,10 +10,31 @@ const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
 /** What a figure beside the map is, by layer: its column's head, its text and how long its bar is (0 to 1). */
 const COLUMNS = [
-  { words: "map.entropy", of: (data, row) => data.entropy[row], text: (value) => number(value, 3, 3), bar: (value) => value },
-  { words: "map.balance", of: (data, row) => data.balance[row], text: (value) => `${number(value, 1, 1)}×`, bar: (value) => Math.log2(Math.max(1, value)) / 4 },
-  { words: "map.dead", of: (data, row) => data.dead[row], text: (value) => number(value), bar: (value, data) => value / data.experts, warns: true },
-  { words: "map.drift", of: (data, row) => data.drift?.[row], text: (value) => number(value, 3, 3), bar: (value) => value / 0.25 },
+  {
+    words: "map.entropy",
+    of: (data, row) => data.entropy[row],
+    text: (value) => number(value, 3, 3),
+    bar: (value) => value,
+  },
+  {
+    words: "map.balance",
+    of: (data, row) => data.balance[row],
+    text: (value) => `${number(value, 1, 1)}×`,
+    bar: (value) => Math.log2(Math.max(1, value)) / 4,
+  },
+  {
+    words: "map.dead",
+    of: (data, row) => data.dead[row],
+    text: (value) => number(value),
+    bar: (value, data) => value / data.experts,
+    warns: true,
+  },
+  {
+    words: "map.drift",
+    of: (data, row) => data.drift?.[row],
+    text: (value) => number(value, 3, 3),
+    bar: (value) => value / 0.25,
+  },
 ];
 
 let maps = 0;
@@ -25,7 +46,13 @@ export class HeatMap {
     this.data = null;
     this.cursor = null;
     const hint = `map-keys-${(maps += 1)}`;
-    this.canvas = h("canvas", { class: "map", tabIndex: 0, role: "application", tLabel: "map.label", "aria-describedby": hint });
+    this.canvas = h("canvas", {
+      class: "map",
+      tabIndex: 0,
+      role: "application",
+      tLabel: "map.label",
+      "aria-describedby": hint,
+    });
     this.element = h("div", { class: "map-box" }, this.canvas, h("p", { class: "fine", id: hint, t: "map.keys" }));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
@@ -63,7 +90,14 @@ export class HeatMap {
     const cell = Math.min(28, across / experts);
     const free = Math.max(280, window.innerHeight - (width < 700 ? 420 : 210));
     const tall = Math.max(width < 600 ? 7 : 9, Math.min(22, free / layers.length));
-    return { width, columns, cell, tall, height: HEAD + Math.ceil(tall * layers.length) + 2, bars: GUTTER + cell * experts + 14 };
+    return {
+      width,
+      columns,
+      cell,
+      tall,
+      height: HEAD + Math.ceil(tall * layers.length) + 2,
+      bars: GUTTER + cell * experts + 14,
+    };
   }
 
   draw() {
@@ -110,7 +144,8 @@ export class HeatMap {
     context.fillStyle = ink("--soft");
     context.textAlign = "right";
     const each = tall >= 13 ? 1 : layers.length > 24 ? 4 : 2;
-    for (let row = 0; row < layers.length; row += each) context.fillText(layers[row], GUTTER - 7, HEAD + (row + 0.5) * tall);
+    for (let row = 0; row < layers.length; row += each)
+      context.fillText(layers[row], GUTTER - 7, HEAD + (row + 0.5) * tall);
     context.textAlign = "center";
     const step = [1, 2, 4, 8, 16, 32, 64].find((count) => count * cell >= 26) ?? 128;
     for (let expert = 0; expert < experts; expert += step) context.fillText(expert, GUTTER + (expert + 0.5) * cell, 12);

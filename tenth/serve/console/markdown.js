@@ -44,7 +44,7 @@ function drawn(tokens) {
     link.rel = "noopener noreferrer nofollow";
   }
   for (const table of found.querySelectorAll("table")) {
-    const around = h("div", { class: "table-scroll", tabIndex: 0, role: "region", tLabel: "chat.table" });
+    const around = h("div", { class: "table-scroll", tabIndex: 0, role: "group", tLabel: "chat.table" });
     table.replaceWith(around);
     around.append(table);
   }
@@ -74,10 +74,13 @@ export class GrowingMarkdown {
   push(text) {
     this.text += text.replaceAll("\r", ""); // as the lexer counts
     if (this.timer !== null) return;
-    this.timer = setTimeout(() => {
-      this.timer = null;
-      this.draw();
-    }, Math.max(33, 8 * this.cost));
+    this.timer = setTimeout(
+      () => {
+        this.timer = null;
+        this.draw();
+      },
+      Math.max(33, 8 * this.cost),
+    );
   }
 
   /** No more text: everything is drawn, code in colours. */
@@ -151,4 +154,3 @@ export function markdown(text, kind = "prose") {
   growing.finish();
   return element;
 }
-

@@ -3,7 +3,11 @@ import { h } from "./dom.js";
 
 /** Names and values; a value is a text. */
 export function facts(rows) {
-  return h("dl", { class: "facts wide-facts" }, rows.map(([words, value]) => h("div", {}, h("dt", { t: words }), h("dd", {}, value))));
+  return h(
+    "dl",
+    { class: "facts wide-facts" },
+    rows.map(([words, value]) => h("div", {}, h("dt", { t: words }), h("dd", {}, value))),
+  );
 }
 
 /** A table that scrolls by itself. Cells are texts, or {bar: 0 to 1, text, kind}; heads are keys of words. `kind` is its class. */
@@ -15,9 +19,25 @@ export function table(label, heads, rows, kind = "numbers") {
       if (cell?.kind) made.classList.add(cell.kind);
       return made;
     });
-  const body = h("tbody", {}, rows.map((row) => h("tr", {}, cells(row))));
-  const head = h("thead", {}, h("tr", {}, heads.map((words) => h("th", { scope: "col", t: words }))));
-  return h("div", { class: "table-scroll", tabIndex: 0, role: "region", tLabel: label }, h("table", { class: kind }, head, body));
+  const body = h(
+    "tbody",
+    {},
+    rows.map((row) => h("tr", {}, cells(row))),
+  );
+  const head = h(
+    "thead",
+    {},
+    h(
+      "tr",
+      {},
+      heads.map((words) => h("th", { scope: "col", t: words })),
+    ),
+  );
+  return h(
+    "div",
+    { class: "table-scroll", tabIndex: 0, role: "group", tLabel: label },
+    h("table", { class: kind }, head, body),
+  );
 }
 
 function barCell({ bar, text }) {

@@ -12,18 +12,31 @@ export function isProfile(data) {
   const experts = data?.model?.experts;
   const layers = data?.layers;
   if (!Number.isInteger(experts) || experts < 1 || !Array.isArray(layers) || layers.length === 0) return false;
-  return layers.every((layer) => Array.isArray(layer?.counts) && layer.counts.length === experts && layer.counts.every((count) => isNumber(count) && count >= 0));
+  return layers.every(
+    (layer) =>
+      Array.isArray(layer?.counts) &&
+      layer.counts.length === experts &&
+      layer.counts.every((count) => isNumber(count) && count >= 0),
+  );
 }
 
 export function isComparison(data) {
-  return isNumber(data?.excess) && Array.isArray(data.layers) && data.layers.length > 0 && data.layers.every((layer) => layer !== null && "divergence" in layer && "chance" in layer);
+  return (
+    isNumber(data?.excess) &&
+    Array.isArray(data.layers) &&
+    data.layers.length > 0 &&
+    data.layers.every((layer) => layer !== null && "divergence" in layer && "chance" in layer)
+  );
 }
 
 /** The map of a profile, its layers' figures, and what stands at its head. */
 export function profileReport(data) {
   const { model, layers } = data;
   const experts = model.experts;
-  const loads = loadsOf(layers.flatMap(({ counts }) => counts), experts);
+  const loads = loadsOf(
+    layers.flatMap(({ counts }) => counts),
+    experts,
+  );
   const readout = h("p", { class: "readout" });
   const spoken = h("p", { class: "offstage", "aria-live": "polite" });
   const bars = new LayerBars();
@@ -41,7 +54,12 @@ export function profileReport(data) {
   });
   function look(row, expert, by) {
     const load = loads[row * experts + expert];
-    const values = { layer: layers[row].layer, expert, load: Number.isNaN(load) ? "–" : `${number(load, 2, 2)}×`, count: number(layers[row].counts[expert]) };
+    const values = {
+      layer: layers[row].layer,
+      expert,
+      load: Number.isNaN(load) ? "–" : `${number(load, 2, 2)}×`,
+      count: number(layers[row].counts[expert]),
+    };
     say(readout, "text", ["reports.readout", values]);
     if (by === "keys") spoken.textContent = t("reports.readout", values);
     say(title, "text", ["map.layer", { layer: layers[row].layer }]);
@@ -57,9 +75,34 @@ export function profileReport(data) {
     ["reports.experts", t("reports.experts_of", { layers: layers.length, experts, top_k: model.top_k ?? "–" })],
     ["reports.dead", t("map.of", { some: number(dead), all: number(layers.length * experts) })],
   ]);
-  const heads = ["reports.layer", "reports.max_vio", "reports.load_entropy", "reports.router_entropy", "reports.dead", "reports.most", "reports.norm", "reports.extreme"];
-  const rows = layers.map((layer) => [layer.layer, ...["max_vio", "load_entropy", "router_entropy", "dead", "most", "norm", "extreme"].map((name) => shownValue(layer[name]))]);
-  return h("div", {}, head, mapLegend(), readout, map.element, title, bars.element, spoken, table("reports.layers", heads, rows));
+  const heads = [
+    "reports.layer",
+    "reports.max_vio",
+    "reports.load_entropy",
+    "reports.router_entropy",
+    "reports.dead",
+    "reports.most",
+    "reports.norm",
+    "reports.extreme",
+  ];
+  const rows = layers.map((layer) => [
+    layer.layer,
+    ...["max_vio", "load_entropy", "router_entropy", "dead", "most", "norm", "extreme"].map((name) =>
+      shownValue(layer[name]),
+    ),
+  ]);
+  return h(
+    "div",
+    {},
+    head,
+    mapLegend(),
+    readout,
+    map.element,
+    title,
+    bars.element,
+    spoken,
+    table("reports.layers", heads, rows),
+  );
 }
 
 /** How far the second profile's work is from the first's. */
@@ -76,7 +119,16 @@ export function comparisonReport(data) {
     shownValue(layer.dead),
     shownValue(layer.router_entropy),
   ]);
-  return h("div", {}, head, table("reports.layers", ["reports.layer", "reports.divergence", "reports.chance", "reports.more_dead", "reports.router_entropy"], rows));
+  return h(
+    "div",
+    {},
+    head,
+    table(
+      "reports.layers",
+      ["reports.layer", "reports.divergence", "reports.chance", "reports.more_dead", "reports.router_entropy"],
+      rows,
+    ),
+  );
 }
 
 const shownValue = (value) => (isNumber(value) ? (Number.isInteger(value) ? number(value) : short(value)) : "–");

@@ -12,13 +12,43 @@ const KINDS = [
 ];
 
 export function reportsView() {
-  const input = h("input", { type: "file", id: "report-file", accept: ".json,application/json", class: "offstage", tabIndex: -1, "aria-hidden": "true" });
+  const input = h("input", {
+    type: "file",
+    id: "report-file",
+    accept: ".json,application/json",
+    class: "offstage",
+    tabIndex: -1,
+    "aria-hidden": "true",
+  });
   input.multiple = true;
-  const pick = h("button", { type: "button", class: "primary with-icon", onclick: () => input.click() }, icon("open"), h("span", { t: "reports.pick" }));
-  const drop = h("div", { class: "drop" }, h("p", { t: "reports.drop" }), pick, input, h("pre", { class: "fine" }, "tenth profiles show P.profile --json > P.json\ntenth verify A B --corpus text.jsonl --json > AB.json"));
+  const pick = h(
+    "button",
+    { type: "button", class: "primary with-icon", onclick: () => input.click() },
+    icon("open"),
+    h("span", { t: "reports.pick" }),
+  );
+  const drop = h(
+    "div",
+    { class: "drop" },
+    h("p", { t: "reports.drop" }),
+    pick,
+    input,
+    h(
+      "pre",
+      { class: "fine" },
+      "tenth profiles show P.profile --json > P.json\ntenth verify A B --corpus text.jsonl --json > AB.json",
+    ),
+  );
   const problems = h("div", { role: "alert" });
   const shown = h("div", { class: "reports" });
-  const element = h("section", { class: "view panel", tLabel: "tab.reports" }, h("div", { class: "view-head" }, h("h1", { t: "tab.reports" })), drop, problems, shown);
+  const element = h(
+    "section",
+    { class: "view panel", tLabel: "tab.reports" },
+    h("div", { class: "view-head" }, h("h1", { t: "tab.reports" })),
+    drop,
+    problems,
+    shown,
+  );
   let opened = []; // {name, make, data}
 
   input.addEventListener("change", () => {
@@ -55,7 +85,12 @@ export function reportsView() {
       opened = opened.filter((other) => other !== report);
       draw();
     });
-    return h("article", { class: "report" }, h("div", { class: "report-head" }, h("h2", {}, report.name), close), report.make(report.data));
+    return h(
+      "article",
+      { class: "report" },
+      h("div", { class: "report-head" }, h("h2", {}, report.name), close),
+      report.make(report.data),
+    );
   }
 
   onLanguage(draw);

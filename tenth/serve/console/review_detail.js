@@ -22,9 +22,20 @@ export function reviewDetail({ decide }) {
     { class: "correcting" },
     h("label", { for: "review-correction", t: "reviews.correction" }),
     editor,
-    h("div", { class: "row end" }, h("button", { type: "button", t: "cancel", onclick: () => setMode("read") }), h("button", { type: "button", class: "primary", t: "reviews.save", onclick: saveCorrection })),
+    h(
+      "div",
+      { class: "row end" },
+      h("button", { type: "button", t: "cancel", onclick: () => setMode("read") }),
+      h("button", { type: "button", class: "primary", t: "reviews.save", onclick: saveCorrection }),
+    ),
   );
-  const judge = h("div", { class: "judge" }, h("label", { for: "review-note", t: "reviews.note" }), note, h("div", { class: "row" }, Object.values(buttons)));
+  const judge = h(
+    "div",
+    { class: "judge" },
+    h("label", { for: "review-note", t: "reviews.note" }),
+    note,
+    h("div", { class: "row" }, Object.values(buttons)),
+  );
   const element = h("article", { class: "card review", tLabel: "reviews.one" }, body, correcting, problem, judge);
   editor.addEventListener("keydown", (event) => {
     if (event.key === "Escape") setMode("read");
@@ -78,16 +89,38 @@ export function reviewDetail({ decide }) {
 
 function parts(review) {
   const facts = [review.model, review.key, moment(review.created), review.id].filter(Boolean).join(" · ");
-  const reasons = review.reasons.map(({ kind, text }) => h("li", {}, h("span", { class: "kind", t: REASONS[kind] ?? "reviews.rule" }), text));
-  const sure = review.confidence === null || review.confidence === undefined ? null : h("li", {}, h("span", { class: "kind", t: "reviews.confidence" }), number(review.confidence, 3));
-  const thought = review.reasoning ? h("details", { class: "think" }, h("summary", { t: "chat.thoughts" }), h("div", { class: "thought" }, review.reasoning)) : null;
-  const corrected = review.correction ? [h("h3", { t: "reviews.correction" }), markdown(review.correction)] : [];
-  const decided = review.decided ? h("p", { class: "fine", t: ["reviews.decided_by", { name: review.decided_by ?? "–", when: moment(review.decided) }] }) : null;
+  const reasons = review.reasons.map(({ kind, text }) =>
+    h("li", {}, h("span", { class: "kind", t: REASONS[kind] ?? "reviews.rule" }), text),
+  );
+  const sure =
+    review.confidence === null || review.confidence === undefined
+      ? null
+      : h("li", {}, h("span", { class: "kind", t: "reviews.confidence" }), number(review.confidence, 3));
+  const thought = review.reasoning
+    ? h(
+        "details",
+        { class: "think" },
+        h("summary", { t: "chat.thoughts" }),
+        h("div", { class: "thought" }, review.reasoning),
+      )
+    : null;
+  const corrected = review.correction ? [h("h2", { t: "reviews.correction" }), markdown(review.correction)] : [];
+  const decided = review.decided
+    ? h("p", {
+        class: "fine",
+        t: ["reviews.decided_by", { name: review.decided_by ?? "–", when: moment(review.decided) }],
+      })
+    : null;
   return [
-    h("div", { class: "row-head" }, h("span", { class: `state ${review.state}`, t: STATES[review.state] }), h("span", { class: "fine" }, facts)),
+    h(
+      "div",
+      { class: "row-head" },
+      h("span", { class: `state ${review.state}`, t: STATES[review.state] }),
+      h("span", { class: "fine" }, facts),
+    ),
     h("ul", { class: "reasons" }, reasons, sure),
     ...review.messages.map(said),
-    h("h3", { t: "reviews.answer" }),
+    h("h2", { t: "reviews.answer" }),
     thought,
     markdown(review.answer ?? ""),
     ...corrected,

@@ -18,20 +18,43 @@ export function reviewsView() {
   const count = h("p", { class: "feed-state" });
   const problem = h("p", { class: "notice", role: "status" });
   const detail = reviewDetail({ decide });
-  const filters = segmented("reviews.filter", ["waiting", "approved", "corrected", "rejected", "all"].map((name) => [name, STATES[name]]), filter, (name) => {
-    filter = name;
-    chosen = null;
-    load();
-  });
-  const again = h("button", { type: "button", class: "quiet", tLabel: "reviews.refresh", onclick: () => load() }, icon("again"));
-  const exportButton = h("button", { type: "button", class: "with-icon", onclick: exportAll }, icon("down"), h("span", { t: "reviews.export" }));
+  const filters = segmented(
+    "reviews.filter",
+    ["waiting", "approved", "corrected", "rejected", "all"].map((name) => [name, STATES[name]]),
+    filter,
+    (name) => {
+      filter = name;
+      chosen = null;
+      load();
+    },
+  );
+  const again = h(
+    "button",
+    { type: "button", class: "quiet", tLabel: "reviews.refresh", onclick: () => load() },
+    icon("again"),
+  );
+  const exportButton = h(
+    "button",
+    { type: "button", class: "with-icon", onclick: exportAll },
+    icon("down"),
+    h("span", { t: "reviews.export" }),
+  );
   const head = h("div", { class: "view-head" }, h("h1", { t: "tab.reviews" }), filters, again, count, exportButton);
-  const grid = h("div", { class: "reviews-grid" }, h("div", { class: "review-side" }, list, moreButton), detail.element);
+  const grid = h(
+    "div",
+    { class: "reviews-grid" },
+    h("div", { class: "review-side" }, list, moreButton),
+    detail.element,
+  );
   const element = h("section", { class: "view panel reviews", tLabel: "tab.reviews" }, head, problem, grid);
 
   async function load(after) {
     const mine = (asked += 1);
-    const query = new URLSearchParams({ limit: String(PAGE), ...(filter === "all" ? {} : { state: filter }), ...(after ? { after } : {}) });
+    const query = new URLSearchParams({
+      limit: String(PAGE),
+      ...(filter === "all" ? {} : { state: filter }),
+      ...(after ? { after } : {}),
+    });
     let page;
     try {
       page = await getJson(`/v1/reviews?${query}`);
@@ -71,7 +94,12 @@ export function reviewsView() {
     const button = h(
       "button",
       { type: "button", class: "review-row", onclick: () => choose(review.id) },
-      h("span", { class: "row-head" }, h("span", { class: `state ${review.state}`, t: STATES[review.state] }), h("span", { class: "fine" }, moment(review.created))),
+      h(
+        "span",
+        { class: "row-head" },
+        h("span", { class: `state ${review.state}`, t: STATES[review.state] }),
+        h("span", { class: "fine" }, moment(review.created)),
+      ),
       h("span", { class: "row-text" }, words || review.answer),
       h("span", { class: "fine" }, review.reasons.map(({ text }) => text).join(" · ")),
     );
@@ -146,6 +174,12 @@ export function reviewsView() {
     element,
     shown: () => load(),
     hidden: () => {},
-    keys: { j: () => step(1), k: () => step(-1), a: () => detail.press("approve"), c: () => detail.press("correct"), r: () => detail.press("reject") },
+    keys: {
+      j: () => step(1),
+      k: () => step(-1),
+      a: () => detail.press("approve"),
+      c: () => detail.press("correct"),
+      r: () => detail.press("reject"),
+    },
   };
 }

@@ -13,6 +13,11 @@ export const WORDS = {
   "look.language": ["中文界面", "English interface"],
   "look.other_language": ["中", "EN"],
 
+  "unit.ms": ["{n} ms", "{n} 毫秒"],
+  "unit.s": ["{n} s", "{n} 秒"],
+  "unit.min": ["{n} min", "{n} 分"],
+  "unit.h": ["{n} h", "{n} 小时"],
+
   "server.ready": ["ready", "就绪"],
   "server.loading": ["loading the model…", "正在加载模型…"],
   "server.warming": ["warming up…", "正在预热…"],
@@ -23,9 +28,15 @@ export const WORDS = {
 
   "key.title": ["API key", "API 密钥"],
   "key.why": ["This server asks for an API key.", "此服务器需要 API 密钥。"],
-  "key.other": ["Another key takes the place of the one in use, which may not be valid.", "新密钥将替换当前密钥（当前密钥可能无效）。"],
+  "key.other": [
+    "Another key takes the place of the one in use, which may not be valid.",
+    "新密钥将替换当前密钥（当前密钥可能无效）。",
+  ],
   "key.name": ["Key", "密钥"],
-  "key.kept": ["It is kept until this tab is closed, and sent to this server alone.", "密钥仅保存到关闭此标签页为止，且只发送给此服务器。"],
+  "key.kept": [
+    "It is kept until this tab is closed, and sent to this server alone.",
+    "密钥仅保存到关闭此标签页为止，且只发送给此服务器。",
+  ],
   "key.use": ["Use this key", "使用此密钥"],
 
   "error.network": ["The server cannot be reached. Is it still running?", "无法连接服务器。它还在运行吗？"],
@@ -38,7 +49,10 @@ export const WORDS = {
   "error.status": ["The server answered with status {status}.", "服务器返回状态 {status}。"],
   "error.page": ["The page failed: {message}", "页面出错：{message}"],
   "error.said": ["{message}", "{message}"],
-  "error.no_continue": ["This model's template does not let an answer go on. Ask again instead.", "此模型的模板不支持续写，请重新生成。"],
+  "error.no_continue": [
+    "This model's template does not let an answer go on. Ask again instead.",
+    "此模型的模板不支持续写，请重新生成。",
+  ],
 
   "chat.new": ["New chat", "新对话"],
   "chat.history": ["Conversations", "对话列表"],
@@ -51,10 +65,16 @@ export const WORDS = {
   "chat.export_all": ["Save all", "全部导出"],
   "chat.welcome": ["What shall the model do?", "想让模型做什么？"],
   "chat.example_1": ["Explain in three sentences how a router chooses experts.", "用三句话解释路由器如何选择专家。"],
-  "chat.example_2": ["Write a Python function that merges overlapping intervals.", "写一个合并重叠区间的 Python 函数。"],
+  "chat.example_2": [
+    "Write a Python function that merges overlapping intervals.",
+    "写一个合并重叠区间的 Python 函数。",
+  ],
   "chat.example_3": ["Compare BM25 and embeddings for search in a table.", "用表格比较 BM25 与向量检索。"],
   "chat.placeholder": ["Write a message", "输入消息"],
-  "chat.keys": ["Enter sends · Shift+Enter begins a line · Esc stops · ? shows all keys", "Enter 发送 · Shift+Enter 换行 · Esc 停止 · ? 查看全部快捷键"],
+  "chat.keys": [
+    "Enter sends · Shift+Enter begins a line · Esc stops · ? shows all keys",
+    "Enter 发送 · Shift+Enter 换行 · Esc 停止 · ? 查看全部快捷键",
+  ],
   "chat.send": ["Send", "发送"],
   "chat.stop": ["Stop (Esc)", "停止 (Esc)"],
   "chat.you": ["You", "你"],
@@ -117,14 +137,23 @@ export const WORDS = {
   "feed.off_long": ["This server sends no live feed.", "此服务器不提供实时数据。"],
 
   "map.label": ["Map of experts by layer", "各层专家热图"],
-  "map.keys": ["Arrow keys move the cursor, Shift by eight; Home and End go along a layer.", "方向键移动光标，按住 Shift 一次八格；Home 与 End 跳到层首尾。"],
+  "map.keys": [
+    "Arrow keys move the cursor, Shift by eight; Home and End go along a layer.",
+    "方向键移动光标，按住 Shift 一次八格；Home 与 End 跳到层首尾。",
+  ],
   "map.mode": ["Time", "时间"],
   "map.now": ["Now", "当前"],
   "map.recent": ["Last minutes", "最近几分钟"],
   "map.change": ["Change", "变化"],
   "map.scale": ["Load over the mean", "负载与均值之比"],
-  "map.none": ["There are no experts to show: the model is dense, or nothing is counted.", "没有可显示的专家：模型是稠密的，或未开启统计。"],
-  "map.readout": ["Layer {layer}, expert {expert}: now {now}, last minutes {recent} the mean · {share} of the layer's work · {count} assignments", "第 {layer} 层，专家 {expert}：当前为均值的 {now}，最近几分钟 {recent} · 占该层工作量 {share} · {count} 次分配"],
+  "map.none": [
+    "There are no experts to show: the model is dense, or nothing is counted.",
+    "没有可显示的专家：模型是稠密的，或未开启统计。",
+  ],
+  "map.readout": [
+    "Layer {layer}, expert {expert}: now {now}, last minutes {recent} the mean · {share} of the layer's work · {count} assignments",
+    "第 {layer} 层，专家 {expert}：当前为均值的 {now}，最近几分钟 {recent} · 占该层工作量 {share} · {count} 次分配",
+  ],
   "map.window": ["live · {tokens} tokens in the last {time}", "实时 · 最近 {time} 内 {tokens} 个词元"],
   "map.layer": ["Layer {layer}", "第 {layer} 层"],
   "map.layer_bars": ["Load of each expert of the layer over the mean", "该层各专家负载与均值之比"],
@@ -141,9 +170,18 @@ export const WORDS = {
 
   "drift.title": ["Drift from the stored profile", "与已存画像的漂移"],
   "drift.none": ["The server runs without a stored profile (--profile).", "服务器未使用已存画像（--profile）。"],
-  "drift.calm": ["Below the alarm at {threshold} bit; most in layer {layer}.", "低于警报值 {threshold} bit；最大在第 {layer} 层。"],
-  "drift.alarm": ["Above the alarm at {threshold} bit; most in layer {layer}.", "超过警报值 {threshold} bit；最大在第 {layer} 层。"],
-  "drift.unjudged": ["Too few tokens to judge yet (alarm at {threshold} bit).", "词元太少，尚无法判断（警报值 {threshold} bit）。"],
+  "drift.calm": [
+    "Below the alarm at {threshold} bit; most in layer {layer}.",
+    "低于警报值 {threshold} bit；最大在第 {layer} 层。",
+  ],
+  "drift.alarm": [
+    "Above the alarm at {threshold} bit; most in layer {layer}.",
+    "超过警报值 {threshold} bit；最大在第 {layer} 层。",
+  ],
+  "drift.unjudged": [
+    "Too few tokens to judge yet (alarm at {threshold} bit).",
+    "词元太少，尚无法判断（警报值 {threshold} bit）。",
+  ],
 
   "load.about": ["live · {model} · up for {time}", "实时 · {model} · 已运行 {time}"],
   "load.generated": ["Generated", "生成速度"],
@@ -194,24 +232,42 @@ export const WORDS = {
   "reviews.save": ["Save the correction", "保存更正"],
   "reviews.decided": ["Decided", "已处理"],
   "reviews.decided_by": ["Decided by {name}, {when}", "由 {name} 于 {when} 处理"],
-  "reviews.conflict": ["Somebody else has changed this review in the meantime. It is shown as it is now; decide again if you still want to.", "其他人刚刚修改了此项。现已显示最新状态，如仍需要请重新决定。"],
+  "reviews.conflict": [
+    "Somebody else has changed this review in the meantime. It is shown as it is now; decide again if you still want to.",
+    "其他人刚刚修改了此项。现已显示最新状态，如仍需要请重新决定。",
+  ],
   "reviews.rule": ["rule", "规则"],
   "reviews.confidence": ["confidence", "置信度"],
   "reviews.person": ["person", "人工"],
 
-  "reports.drop": ["Drop reports here. They are read in this browser and sent nowhere.", "将报告文件拖到此处。文件只在此浏览器中读取，不会上传。"],
+  "reports.drop": [
+    "Drop reports here. They are read in this browser and sent nowhere.",
+    "将报告文件拖到此处。文件只在此浏览器中读取，不会上传。",
+  ],
   "reports.pick": ["Open files", "打开文件"],
   "reports.close": ["Close {name}", "关闭 {name}"],
   "reports.large": ["larger than 64 MB", "超过 64 MB"],
   "reports.no_json": ["no JSON; write one with --json", "不是 JSON；请用 --json 生成"],
-  "reports.unknown": ["neither a profile (tenth profiles show --json) nor a parity report (tenth verify --json)", "既不是画像（tenth profiles show --json），也不是一致性报告（tenth verify --json）"],
-  "reports.broken": ["looks like a report, but parts of it are missing or of another kind", "看似报告，但部分内容缺失或类型不符"],
-  "reports.readout": ["Layer {layer}, expert {expert}: {load} the mean · {count} assignments", "第 {layer} 层，专家 {expert}：均值的 {load} · {count} 次分配"],
+  "reports.unknown": [
+    "neither a profile (tenth profiles show --json) nor a parity report (tenth verify --json)",
+    "既不是画像（tenth profiles show --json），也不是一致性报告（tenth verify --json）",
+  ],
+  "reports.broken": [
+    "looks like a report, but parts of it are missing or of another kind",
+    "看似报告，但部分内容缺失或类型不符",
+  ],
+  "reports.readout": [
+    "Layer {layer}, expert {expert}: {load} the mean · {count} assignments",
+    "第 {layer} 层，专家 {expert}：均值的 {load} · {count} 次分配",
+  ],
   "reports.model": ["Model", "模型"],
   "reports.tokens": ["Tokens", "词元"],
   "reports.domains": ["Domains", "领域"],
   "reports.experts": ["Experts", "专家"],
-  "reports.experts_of": ["{layers} layers of {experts}, {top_k} at work", "{layers} 层，每层 {experts} 个，激活 {top_k} 个"],
+  "reports.experts_of": [
+    "{layers} layers of {experts}, {top_k} at work",
+    "{layers} 层，每层 {experts} 个，激活 {top_k} 个",
+  ],
   "reports.dead": ["Without work", "无负载"],
   "reports.layers": ["Layers", "各层"],
   "reports.layer": ["Layer", "层"],
@@ -234,7 +290,10 @@ export const WORDS = {
   "reports.form": ["Form", "格式"],
   "reports.parameters": ["Parameters", "参数量"],
   "reports.bits": ["Bits a weight", "每权重比特"],
-  "reports.corpus_of": ["Corpus: {tokens} tokens · documents {documents} · windows {windows}, of up to {context} tokens", "语料：{tokens} 词元 · 文档 {documents} · 窗口 {windows}，最长 {context} 词元"],
+  "reports.corpus_of": [
+    "Corpus: {tokens} tokens · documents {documents} · windows {windows}, of up to {context} tokens",
+    "语料：{tokens} 词元 · 文档 {documents} · 窗口 {windows}，最长 {context} 词元",
+  ],
   "reports.positions": ["Positions compared", "比较位置数"],
   "reports.kl": ["KL(A‖B), nats", "KL(A‖B)，nat"],
   "reports.perplexity": ["Perplexity", "困惑度"],
@@ -243,7 +302,10 @@ export const WORDS = {
   "reports.routing_of": ["{mean}, least {min} in layer {layer}", "{mean}，第 {layer} 层最低 {min}"],
   "reports.replayed": ["KL with A's routing", "使用 A 的路由时的 KL"],
   "reports.greedy": ["Greedy answers", "贪心回答"],
-  "reports.greedy_of": ["alike for {mean} of {tokens} tokens, {whole} wholly", "{tokens} 词元中一致 {mean} 个，{whole} 完全一致"],
+  "reports.greedy_of": [
+    "alike for {mean} of {tokens} tokens, {whole} wholly",
+    "{tokens} 词元中一致 {mean} 个，{whole} 完全一致",
+  ],
   "reports.questions": ["Questions passed", "通过的问题"],
   "reports.embedding": ["Error of the embedding", "嵌入误差"],
   "reports.head": ["Error of the head", "输出头误差"],
