@@ -28,7 +28,9 @@ export class ApiError extends Error {
   }
 }
 
-/** fetch with the key, which is asked for where it is missing (unless `ask` is false); ApiError for whatever is no success. */
+/**
+ * fetch with the key, which is asked for where it is missing unless `ask` is false; ApiError for whatever is no success.
+ */
 export async function call(path, { body, ask = true, ...options } = {}) {
   const answer = await send(path, body, options);
   if (answer.status !== 401) return checked(answer);

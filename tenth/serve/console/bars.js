@@ -28,10 +28,10 @@ export class LayerBars {
     const each = Math.min(28, width / this.loads.length);
     const floor = HEIGHT - 2;
     const tall = (load) => (load / most) * (floor - 14);
+    const [own, even, name] = [ink("--ink"), ink("--bar"), theme()];
     this.loads.forEach((load, expert) => {
       if (Number.isNaN(load)) return;
-      context.fillStyle =
-        expert === this.expert ? ink("--ink") : load > 0.7 && load < 1.4 ? ink("--bar") : ratioColour(load, theme());
+      context.fillStyle = expert === this.expert ? own : load > 0.7 && load < 1.4 ? even : ratioColour(load, name);
       const height = Math.max(1, tall(load));
       context.fillRect(expert * each, floor - height, Math.max(1, each - (each >= 3 ? 1 : 0)), height);
     });

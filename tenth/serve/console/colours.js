@@ -1,5 +1,5 @@
-// Colours of what is drawn on canvases, as the theme has them. Blue is below the mean, orange above: told apart by people
-// who see colours otherwise too, and the same as in the pages that `tenth plot` writes.
+// Colours of what is drawn on canvases, as the theme has them. Blue is below the mean, orange above: told apart by
+// people who see colours otherwise too, and the same as in the pages that `tenth plot` writes.
 
 const DIVERGING = {
   light: ["#08519c", "#3d8bc8", "#a3cbe6", "#f6f6f3", "#f8c48c", "#e5832a", "#b34a00"],

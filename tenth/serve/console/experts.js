@@ -1,4 +1,5 @@
-// Who works: the live map of experts, what the layer under the cursor does, how far all of it is from the stored profile.
+// Who works: the live map of experts, what the layer under the cursor does, how far all of it is from the stored
+// profile.
 import { LayerBars } from "./bars.js";
 import { h, say, segmented } from "./dom.js";
 import { feed } from "./feed.js";
@@ -92,7 +93,8 @@ export function expertsView() {
     const now = loadsOf(fading.counts, experts.experts);
     if (mode === "now") return now;
     const recent = loadsOf(experts.recent.counts, experts.experts);
-    return mode === "recent" ? recent : now.map((load, at) => (load + 0.25) / (recent[at] + 0.25)); // few tokens are no news
+    const few = 0.25; // few tokens are no news
+    return mode === "recent" ? recent : now.map((load, at) => (load + few) / (recent[at] + few));
   }
 
   function look(row, expert, by) {

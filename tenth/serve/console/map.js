@@ -64,8 +64,8 @@ export class HeatMap {
   }
 
   /**
-   * What is drawn: {layers, experts, loads (L x E, over the layer's mean; NaN: not known), dead, entropy, balance, drift,
-   * crossed (whether experts without work are crossed), faint}.
+   * What is drawn: {layers, experts, loads, dead, entropy, balance, drift, crossed, faint}. Loads (L x E) are over the
+   * layer's mean, NaN where it is not known; `crossed` is whether experts without work are crossed.
    */
   show(data) {
     this.data = data;
@@ -154,7 +154,7 @@ export class HeatMap {
   drawColumn(context, { bars, tall }, column) {
     const { words, of, text, bar, warns } = COLUMNS[column];
     const x = bars + column * COLUMN;
-    const [soft, line, warn] = [ink("--soft"), ink("--bar"), ink("--hot")];
+    const [soft, line, warn, empty] = [ink("--soft"), ink("--bar"), ink("--hot"), ink("--card")];
     context.textAlign = "left";
     context.fillStyle = soft;
     context.fillText(t(words), x, 12, COLUMN - 6);
@@ -165,7 +165,7 @@ export class HeatMap {
       if (value === null || value === undefined) continue;
       const y = HEAD + row * tall;
       const length = Math.max(0, Math.min(1, bar(value, this.data)));
-      context.fillStyle = ink("--card");
+      context.fillStyle = empty;
       context.fillRect(x, y, room, tall - 1);
       context.fillStyle = warns && value > 0 ? warn : line;
       context.fillRect(x, y, room * length, tall - 1);

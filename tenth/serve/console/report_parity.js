@@ -129,7 +129,7 @@ function gate({ gate: judged }) {
   );
 }
 
-/** How the divergences of positions lie, on a scale of powers of ten; bars are rows of a table for those who do not see. */
+/** How the divergences of positions lie. */
 function histogram(found) {
   if (!found?.counts?.length) return null;
   const most = Math.max(...found.counts, 1);

@@ -10,7 +10,10 @@ export function facts(rows) {
   );
 }
 
-/** A table that scrolls by itself. Cells are texts, or {bar: 0 to 1, text, kind}; heads are keys of words. `kind` is its class. */
+/**
+ * A table that scrolls by itself. Cells are texts, or {bar: 0 to 1, text, kind}; heads are keys of words, `kind` is its
+ * class.
+ */
 export function table(label, heads, rows, kind = "numbers") {
   const cells = (row) =>
     row.map((cell, at) => {
