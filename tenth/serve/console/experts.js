@@ -17,6 +17,7 @@ export function expertsView() {
   const map = new HeatMap((row, expert, by) => look(row, expert, by));
   const bars = new LayerBars();
   const readout = h("p", { class: "readout" });
+  const legend = mapLegend();
   const spoken = h("p", { class: "offstage", "aria-live": "polite" });
   const facts = h("dl", { class: "facts" });
   const layerTitle = h("h2", {});
@@ -39,12 +40,13 @@ export function expertsView() {
     h("div", { class: "map-side" }, readout, map.element),
     h("div", { class: "detail-side" }, h("div", { class: "card" }, layerTitle, bars.element, facts), drift),
   );
-  const head = h("div", { class: "view-head" }, h("h1", { t: "tab.experts" }), modes, mapLegend(), stateLine);
+  const head = h("div", { class: "view-head" }, h("h1", { t: "tab.experts" }), modes, legend, stateLine);
   const element = h("section", { class: "view panel", tLabel: "tab.experts" }, head, problem, content, spoken);
 
   function setMode(next) {
     mode = next;
     modes.set(mode);
+    say(legend.firstElementChild, "text", mode === "change" ? "map.scale_change" : "map.scale");
     draw();
   }
 

@@ -146,6 +146,7 @@ export const WORDS = {
   "map.recent": ["Last minutes", "最近几分钟"],
   "map.change": ["Change", "变化"],
   "map.scale": ["Load over the mean", "负载与均值之比"],
+  "map.scale_change": ["Now over the last minutes", "当前与最近几分钟之比"],
   "map.none": [
     "There are no experts to show: the model is dense, or nothing is counted.",
     "没有可显示的专家：模型是稠密的，或未开启统计。",
