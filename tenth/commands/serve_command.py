@@ -6,17 +6,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tenth.commands import options as o
 from tenth.commands.config_file import judged, read_config
 from tenth.errors import RequestError
-
-if TYPE_CHECKING:
-    from tenth.api import Model
-    from tenth.engine.engine import Engine
 
 _SERVER = "Server"
 _LIMITS = "Limits"
@@ -315,80 +311,36 @@ def command(
     max_experts: o.MaxExperts = None,
 ) -> None:
     """Serve a model over HTTP: the APIs of OpenAI and Anthropic, on one engine."""
-    import os
+    given = dict(locals())
     from dataclasses import replace
 
-    from tenth.commands.files import read_text
     from tenth.errors import MachineError
-    from tenth.model.cache import checked_kv
     from tenth.routing.profile_file import read_profile
 
     try:
-        from tenth.serve.guards import GuardOptions, open_guards
-        from tenth.serve.hosts import checked_hosts, is_loopback
+        from tenth.commands.serving import guard_options, load_options, say_where, serve_options
+        from tenth.serve.guards import open_guards
+        from tenth.serve.hosts import checked_hosts
         from tenth.serve.logs import log_to_stderr
         from tenth.serve.review_queue import ReviewOptions, open_reviews
         from tenth.serve.runner import listening_socket, run
-        from tenth.serve.service import ServeOptions, Service
+        from tenth.serve.service import Service
     except ImportError as error:
         raise MachineError(f"tenth serve needs {error.name}: pip install 'tenth[serve]'") from None
 
-    limit = o.limit_of(expert_mass, max_experts)
-    kept = checked_kv("bf16" if kv == "auto" else kv)
-    room = None if kv_memory is None else o.size("--kv-memory", kv_memory)
-    source = None if chat_template is None else read_text(chat_template)
-    options = ServeOptions(
-        names=tuple(served_model_name or [model]),
-        tool_form=tool_call_parser,
-        context=max_model_len,
-        queue=max_queue,
-        body_bytes=o.size("--max-body", max_body),
-        request_seconds=timeout,
-        drain_seconds=drain,
-        origins=tuple(allow_origin or ()),
-        log_prompts=log_prompts,
-        metrics=not no_metrics,
-        console=not no_console,
-        drift_alarm=drift_alarm,
-    )
+    from tenth.commands.answer import print_notes
+    from tenth.serve.loading import load_engine
+
+    loaded, options = load_options(given), serve_options(given)
     stored = None if profile is None else read_profile(profile)
-
-    def load() -> tuple[Model, Engine]:
-        from tenth.api import load as load_model
-        from tenth.api.drafts import DRAFT_KINDS
-        from tenth.commands.answer import print_notes
-        from tenth.serve.cache_size import cache_options
-
-        shared = {"dtype": dtype, "device": device, "backend": backend, "threads": threads}
-        loaded = load_model(model, **shared, kv=kept, memory=memory, chat_template=source, to_run=True)  # type: ignore[arg-type]
-        print_notes(loaded)
-        drafter = draft if draft in DRAFT_KINDS else load_model(draft, **shared, to_run=True)  # type: ignore[arg-type]
-        engine_options = replace(cache_options(loaded, room, max_num_seqs, max_model_len), limit=limit)
-        return loaded, loaded.engine(engine_options, draft=drafter)
-
-    guard_options = GuardOptions(
-        keys=keys,
-        api_key=os.environ.get("TENTH_API_KEY") if api_key is None else api_key,  # an empty one is a mistake
-        state=state,
-        privacy=privacy,
-        privacy_names=privacy_names,
-        cache=response_cache,
-        cache_bytes=o.size("--response-cache-size", response_cache_size),
-        cache_seconds=3600 * response_cache_hours,
-        cache_shared=response_cache_shared,
-    )
     review_options = ReviewOptions(reviews, review_rules, review_keep)
-    with open_guards(guard_options) as guards, open_reviews(review_options) as queue:
+    with open_guards(guard_options(given)) as guards, open_reviews(review_options) as queue:
         log_to_stderr(log, masked=guards.privacy.on)  # type: ignore[arg-type]
         bound = listening_socket(host, port)
-        address, chosen = bound.getsockname()[:2]
-        options = replace(options, hosts=checked_hosts(address, allow_host or ()))
-        shown = f"[{address}]" if ":" in address else address
-        page = "" if no_console else f"; console at http://{shown}:{chosen}/"
-        typer.echo(f"http://{shown}:{chosen}/v1 serves {options.names[0]} (loading){page}", err=True)
+        options = replace(options, hosts=checked_hosts(bound.getsockname()[0], allow_host or ()))
+        say_where(bound, options, open_to_all=guards.keys is None)
         if queue is not None:
             typer.echo(f"reviews are kept in {queue.store.name}", err=True)
-        if guards.keys is None and not is_loopback(address):
-            typer.echo("note: whoever can reach this address may ask; --keys or TENTH_API_KEY asks for a key", err=True)
-        if not run(Service(options, guards, profile=stored, reviews=queue), load, bound):
+        service = Service(options, guards, profile=stored, reviews=queue)
+        if not run(service, partial(load_engine, loaded, print_notes), bound):
             raise typer.Exit(1)

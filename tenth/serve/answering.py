@@ -294,7 +294,7 @@ async def _compute(request: Request, asked: list[Asked], flight: Flight | None, 
         wanted = [service.reviews.scored(one) for one in wanted]
     lengths = [one.request.max_tokens if one.bounded else min(one.request.max_tokens, _OPEN) for one in asked]
     answers = sum(one.n * length for one, length in zip(wanted, lengths, strict=True))
-    caller.lease.reserve(sum(len(one.prompt) for one in wanted), answers)
+    await caller.lease.set_aside(sum(len(one.prompt) for one in wanted), answers)
     ticket = service.admission.enter(wanted)
     streams = list[AsyncStream]()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -53,8 +55,15 @@ _EXPOSED = ["x-request-id", "request-id", "x-tenth-cache", "retry-after", *_RATE
 _ABOUT = "Language models behind the APIs of OpenAI and others. Every answer has an x-request-id."
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The ASGI application of a service: the routes, what guards them as far as it was asked for, and the log."""
+Door = Callable[[ASGIApp], ASGIApp]
+"""What stands around the routes and says who asks (`guard.let_in`)."""
+
+
+def create_app(service: Service, door: Door | None = None) -> ASGIApp:
+    """The ASGI application of a service: the routes, what guards them as far as it was asked for, and the log.
+
+    A `door` of another kind stands in the guard's place.
+    """
     app = FastAPI(title="tenth", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
     app.state.service = service
@@ -71,7 +80,7 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _unforeseen)
     public = console_page.PUBLIC if service.options.console else None
-    wrapped: ASGIApp = Guard(app, service.guards.keys, service.guards.limiter, public)
+    wrapped = Guard(app, service.guards.keys, service.guards.limiter, public) if door is None else door(app)
     if service.options.origins:
         wrapped = CORSMiddleware(
             wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED

@@ -47,7 +47,7 @@ async def embed(request: Request) -> Response:
     service.check(body)
     asked = await service.apart(lambda: _read(service.model, body, service.model_context))
     count, lease = sum(map(len, asked.texts)), caller_of(request.scope).lease
-    lease.reserve(count, 0)
+    await lease.set_aside(count, 0)
     lease.used(count, 0)
     vectors = await _within_time(request, service, asked)
     data = [

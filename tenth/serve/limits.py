@@ -145,6 +145,10 @@ class Lease:
         if self._limiter is not None and self._open:
             self._limiter.reserve(self, prompt_tokens + max_tokens)
 
+    async def set_aside(self, prompt_tokens: int, max_tokens: int) -> None:
+        """`reserve`, as handlers ask for it: a lease whose books are elsewhere (`tenth.cluster`) waits for them."""
+        self.reserve(prompt_tokens, max_tokens)
+
     def used(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Say what it has come to so far; the last word before it is closed is what is charged."""
         self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens

@@ -18,7 +18,7 @@ from tenth.engine.engine import Engine
 from tenth.engine.request import Request
 from tenth.engine.sampler import Sampling
 from tenth.errors import MachineError, TemplateError
-from tenth.serve.app import create_app
+from tenth.serve.app import Door, create_app
 from tenth.serve.protocol import BoundedProtocol
 from tenth.serve.service import Service
 
@@ -68,12 +68,12 @@ class _Server(uvicorn.Server):
 
 
 class Life:
-    """A server from the moment it listens to its end."""
+    """A server from the moment it listens to its end; `door` as `create_app` has it."""
 
-    def __init__(self, service: Service, load: Loader, bound: socket.socket) -> None:
+    def __init__(self, service: Service, load: Loader, bound: socket.socket, door: Door | None = None) -> None:
         self._service, self._load, self._bound = service, load, bound
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, door),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
