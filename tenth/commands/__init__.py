@@ -18,7 +18,7 @@ from tenth.errors import TenthError
 
 # in the order of a first acquaintance; `chat` is the function `command` of `chat_command.py`
 COMMANDS = (
-    *"chat run serve key batch show list pull rm upcycle carve train plot".split(),
+    *"chat run serve cluster key batch show list pull rm upcycle carve train plot".split(),
     *"profile profiles health verify export quantize pack synth tokenizer tokenize check bench".split(),
 )
 

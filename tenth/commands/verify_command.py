@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tenth.observe.parity_gate import Gate
 
 _PARITY = "Parity"
+TOKENS, CONTEXT = 4096, 512
+"""Of the corpus, and of a window, where nothing else is said."""
 
 
 def command(
@@ -32,10 +34,10 @@ def command(
     out: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write an HTML page.")] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=2, help="So many of the corpus, from its beginning.", rich_help_panel=_PARITY)
-    ] = 4096,
+    ] = TOKENS,
     window: Annotated[
         int, typer.Option("--context", min=2, help="Tokens that see each other.", rich_help_panel=_PARITY)
-    ] = 512,
+    ] = CONTEXT,
     full: Annotated[
         bool,
         typer.Option(
@@ -87,7 +89,7 @@ def command(
     bars = None if gate is None else read_gate(gate)
     chosen = VerifyOptions(1.0 if full else 1 / 16, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:
-        found = _measured(
+        found = measured(
             (a, b), corpus, questions, chosen, report, tokens=tokens, context=window, gate=bars, key=api_key,
             models={"dtype": dtype, "backend": backend, "threads": threads},
         )  # fmt: skip
@@ -103,7 +105,7 @@ def command(
         raise typer.Exit(1)
 
 
-def _measured(
+def measured(
     names: tuple[str, str],
     corpus: list[str],
     questions: Path | None,
@@ -116,6 +118,7 @@ def _measured(
     key: str | None,
     models: dict[str, Any],
 ) -> dict[str, Any]:
+    """The figures of two models by name, and a verdict; `models` are `dtype`, `backend` and `threads` of both."""
     from contextlib import ExitStack
 
     from tenth.api import resolve

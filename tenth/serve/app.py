@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from tenth import __version__
 from tenth.errors import TenthError
@@ -33,8 +33,8 @@ from tenth.serve.hosts import KnownHosts
 from tenth.serve.limits import LimitReached
 from tenth.serve.metrics import registry_of
 from tenth.serve.problems import HttpProblem, answer_of, problem_of, unforeseen
-from tenth.serve.service import Service
-from tenth.serve.trace import Trace, record_of
+from tenth.serve.service import ServeOptions, Service
+from tenth.serve.trace import Record, Trace, record_of
 
 ROUTERS = (
     models.router,
@@ -81,13 +81,16 @@ def create_app(service: Service, door: Door | None = None) -> ASGIApp:
     app.add_exception_handler(Exception, _unforeseen)
     public = console_page.PUBLIC if service.options.console else None
     wrapped = Guard(app, service.guards.keys, service.guards.limiter, public) if door is None else door(app)
-    if service.options.origins:
-        wrapped = CORSMiddleware(
-            wrapped, service.options.origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED
-        )
-    if service.options.hosts is not None:
-        wrapped = KnownHosts(wrapped, service.options.hosts)
-    return Trace(wrapped, None if service.meter is None else service.meter.answered)
+    return around(wrapped, service.options, None if service.meter is None else service.meter.answered)
+
+
+def around(app: ASGIApp, options: ServeOptions, told: Callable[[Scope, Record], object] | None) -> ASGIApp:
+    """What stands around a guarded application: pages' origins, hosts, the log; `told` hears of every request."""
+    if options.origins:
+        app = CORSMiddleware(app, options.origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED)
+    if options.hosts is not None:
+        app = KnownHosts(app, options.hosts)
+    return Trace(app, told)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

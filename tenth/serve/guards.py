@@ -59,7 +59,7 @@ def open_guards(options: GuardOptions) -> Iterator[Guards]:
     privacy = Privacy(cast(Mode, options.privacy), names=options.privacy_names)
     keys = Keys.from_file(options.keys) if options.keys is not None else None
     keys = Keys.of_secret(options.api_key) if options.api_key is not None else keys
-    state = options.state or _state_home()
+    state = options.state or state_home()
     limiter = cache = None
     try:
         limiter = Limiter(_made(state) / "limits.db") if keys is not None else None
@@ -84,8 +84,8 @@ def _cache(options: GuardOptions, state: Path) -> ResponseCache | None:
     )
 
 
-def _state_home() -> Path:
-    """`$XDG_STATE_HOME/tenth`."""
+def state_home() -> Path:
+    """The folder for what outlives a server, where none is named: `$XDG_STATE_HOME/tenth`."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "tenth"
 
 

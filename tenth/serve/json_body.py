@@ -23,12 +23,16 @@ async def json_body(request: Request, most: int, seconds: float) -> dict[str, An
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise HttpProblem(415, f"content-encoding is {encoding!r:.40}, bodies must come as they are")
+    return read_json(await raw_body(request, most, seconds))
+
+
+async def raw_body(request: Request, most: int, seconds: float) -> bytes:
+    """A body of at most so many bytes, as it is; HttpProblem 408, 413 where it is longer or does not come."""
     try:
         async with asyncio.timeout(seconds):
-            raw = await _read(request, most)
+            return await _read(request, most)
     except TimeoutError:
         raise HttpProblem(408, f"the body did not come within {seconds:g} seconds", "timeout") from None
-    return read_json(raw)
 
 
 def read_json(raw: bytes) -> dict[str, Any]:

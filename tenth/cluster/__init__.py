@@ -1,0 +1,1 @@
+"""Many replicas of the server behind one address, on Ray Serve."""
