@@ -99,8 +99,10 @@ class OnRay:
             raise MachineError(f"{where}: {_last_line(error)}") from None
         from ray import serve
 
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # each start and stop of a replica is said by the front
+        quiet = {"log_level": "ERROR"}  # each start and end of a replica is said by the front
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
     def _begin_here(self) -> None:
         os.environ.update({**_LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)})  # read when Ray is imported
