@@ -28,7 +28,7 @@ from tenth.serve.loading import LoadOptions, load_engine
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
 
-_EVERY_S, _LOOK_S = 0.5, 0.05  # between two announcements; between two looks whether the phase has changed
+_EVERY_S, _LOOK_S = 0.5, 0.1  # between two announcements; between two looks whether the phase has changed
 log = logging.getLogger("tenth.serve")
 
 
