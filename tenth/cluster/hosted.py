@@ -58,7 +58,7 @@ class Hosted:
         self.options, self.name = options, name
         self._load = load or partial(load_engine, options.load)
         self._bound = listening_socket(host, 0)
-        self._host = host
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{self._bound.getsockname()[1]}"
         self.service: Service | None = None
         self.error: BaseException | None = None
         self._life: Life | None = None
@@ -133,12 +133,10 @@ class Hosted:
             await asyncio.sleep(_LOOK_S)
 
     async def _tell(self, front: ToFront, phase: str) -> None:
-        service, port = self.service, self._bound.getsockname()[1]
-        loaded = None if service is None else service.loaded
+        loaded = None if self.service is None else self.service.loaded
         room = 0 if loaded is None else loaded[1].engine.tokens
-        url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
-        node = socket.gethostname()
-        news = News(self.name, url, self.options.generation, phase, room, self.jobs, node, os.getpid())
+        where = socket.gethostname(), os.getpid()
+        news = News(self.name, self._url, self.options.generation, phase, room, self.jobs, *where)
         with suppress(MachineError):  # the front comes back, and is told again
             await front.say(ANNOUNCE, tries=1, **asdict(news))
 
