@@ -94,6 +94,8 @@ class Front:
                 await own(scope, receive, send)
         except (TenthError, HttpProblem) as error:
             problem = problem_of(error)
+            if problem.status == 499:  # nobody is there who could be answered
+                return
             record_of(scope).error, record_of(scope).code = problem.message, problem.code
             content = answer_of(scope["path"], problem)
             await JSONResponse(content, problem.status, problem.all_headers)(scope, receive, send)
@@ -120,16 +122,17 @@ class Front:
         if self.inside >= self.options.queue * max(1, len(self.members.by_id)):
             raise HttpProblem(429, "the server is full: too many requests are inside", "queue_full", retry_after=1)
         asked = await read_asked(request, await raw_body(request, self.options.body_bytes, self.options.body_seconds))
-        await unless_left(request, self._counted(request, asked, send))
+        caller = caller_of(request.scope)
+        async with self.leases.open(caller.lease) as lease:
+            own = self._own_headers(request, caller, lease)
+            await unless_left(request, self._counted(request, asked, own, send))
 
-    async def _counted(self, request: Request, asked: Asked, send: Send) -> None:
+    async def _counted(self, request: Request, asked: Asked, own: list[tuple[bytes, bytes]], send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._work.add(task)
         try:
-            caller = caller_of(request.scope)
-            async with self.leases.open(caller.lease) as lease:
-                await self._answered(request, asked, self._own_headers(request, caller, lease), send)
+            await self._answered(request, asked, own, send)
         except asyncio.CancelledError:
             if not self._cut:
                 raise

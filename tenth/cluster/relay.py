@@ -79,10 +79,12 @@ class Relay:
                 asked.method, url, data=asked.body or None, headers=headers, allow_redirects=False
             )
             async with request as reply:
-                if reply.content_type == "text/event-stream":
-                    await self._stream(reply, flight)
-                else:
-                    await self._whole(reply)
+                stream = reply.content_type == "text/event-stream"
+                content = await (self._stream(reply, flight) if stream else reply.read())
+            if not stream:  # the client hears the end when the connection to the replica is free again
+                await self._whole(reply, content)
+            else:
+                await self._put(content, last=True)
             return True
         except aiohttp.ClientConnectorError as error:
             raise Again(f"cannot be reached: {error}", unheard=True) from None
@@ -106,8 +108,8 @@ class Relay:
         await self._put(last_event(self._asked.path, problem, self._last))
         await self._put(b"", last=True)
 
-    async def _whole(self, reply: aiohttp.ClientResponse) -> None:
-        content, headers = await reply.read(), _shown(reply)
+    async def _whole(self, reply: aiohttp.ClientResponse, content: bytes) -> None:
+        headers = _shown(reply)
         full = reply.status == 429 and b'"queue_full"' in content
         if full or (reply.status == 503 and not self._asked.path.startswith("/v1/reviews")):
             raise Again(f"answers {reply.status}", (reply.status, headers, content))
@@ -120,7 +122,8 @@ class Relay:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
         await self._put(b"" if self._asked.method == "HEAD" else content, last=True)
 
-    async def _stream(self, reply: aiohttp.ClientResponse, flight: Flight) -> None:
+    async def _stream(self, reply: aiohttp.ClientResponse, flight: Flight) -> bytes:
+        """Pass its events on as they come; what is left at its end."""
         held = b""
         async for piece in reply.content.iter_any():
             held += piece
@@ -128,8 +131,9 @@ class Relay:
             if end >= 2:
                 await self._events(reply, flight, held[:end])
                 held = held[end:]
-        await self._events(reply, flight, held)
-        await self._put(b"", last=True)
+        if not self._begun:
+            await self._events(reply, flight, b"")
+        return held
 
     async def _events(self, reply: aiohttp.ClientResponse, flight: Flight, events: bytes) -> None:
         if not self._begun:

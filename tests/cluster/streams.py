@@ -40,6 +40,7 @@ class Streams:
     url: str
     tokens: int
     right: Oracle
+    asked: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     whole_at: list[float] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
@@ -60,7 +61,8 @@ class Streams:
         count = 0
         while time.monotonic() < end:
             count += 1
-            prompt = f"client {number} asks question {count % 3}:"
+            self.asked += 1
+            prompt = f"client {number} asks question {count % 2}:"
             try:
                 how, text = await self._ask(http, prompt)
             except (httpx.HTTPError, OSError):

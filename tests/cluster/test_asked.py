@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tenth.cluster.asked import beginning
 from tenth.cluster.on_ray import Scale
 from tenth.cluster.scaling import replicas_for
+from tenth.engine.prefix import shared_length
 from tenth.errors import RequestError
 
 
@@ -22,7 +22,7 @@ def test_a_conversation_begins_as_its_earlier_turns_did() -> None:
     first = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Why?" * 50}]
     more = [*first, {"role": "assistant", "content": "Because."}, {"role": "user", "content": "And?"}]
     one, two = text(temperature=1, messages=first), text(messages=more, model="x", max_tokens=5)
-    assert len(commonprefix([one, two])) >= len(one) - 1
+    assert shared_length(one, two) >= len(one) - 1
 
 
 def test_tools_and_system_stand_ahead_of_messages() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from os.path import commonprefix
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenth.cluster.prefixes import BLOCK, SeenPrefixes, digests
+from tenth.engine.prefix import shared_length
 
 TEXTS = st.lists(st.lists(st.sampled_from([b"a" * BLOCK, b"b" * BLOCK, b"c"]), max_size=5).map(b"".join), max_size=6)
 
@@ -18,7 +17,7 @@ def test_matched_is_the_longest_common_beginning_in_blocks(before: list[bytes], 
     for one in before:
         seen.add(digests(one, "alice"))
     whole = [one[: len(one) // BLOCK * BLOCK] for one in before]
-    longest = max((len(commonprefix([one, text])) // BLOCK * BLOCK for one in whole), default=0)
+    longest = max((shared_length(one, text) // BLOCK * BLOCK for one in whole), default=0)
     assert seen.matched(digests(text, "alice")) == longest
     assert seen.matched(digests(text, "bob")) == 0 or not text
 
