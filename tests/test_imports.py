@@ -26,6 +26,7 @@ ORDER = (
     "api",
     "serve",
     "apps",
+    "cluster",
     "commands",
 )
 # and beyond that: no part may import these, though they come before it

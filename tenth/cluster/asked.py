@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tenth.cluster.wire import PREFIX
+from tenth.serve.problems import HttpProblem
 
 PROMPTS = frozenset(
     f"/{path}"
@@ -43,10 +44,12 @@ class Asked:
 
 
 async def read_asked(request: Request, body: bytes) -> Asked:
-    """A request with this body."""
+    """A request with this body; HttpProblem 404 for an address that is no path (`OPTIONS *`)."""
     path = request.scope["path"]
     raw, query = request.scope.get("raw_path") or path.encode(), request.scope["query_string"]
     target = raw.partition(b"?")[0] + (b"?" + query if query else b"")
+    if not target.startswith(b"/"):
+        raise HttpProblem(404, f"there is nothing at {target.decode('latin-1')!r:.80}")
     headers = tuple(
         (name, value)
         for name, value in request.scope["headers"]

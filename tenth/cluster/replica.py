@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +21,6 @@ class Replica:
 
         if loopback:
             _stay_on_loopback()
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's guess: how many threads compute is an option of ours
         name = serve.get_replica_context().replica_id.unique_id
         self._hosted = Hosted(options, name, "127.0.0.1" if loopback else node_address())
         self._hosted.wait_ready()
