@@ -11,7 +11,7 @@
   The bar: none is another one's, and answers come again within 15 seconds.
 
 `path` and `two` are of MODEL, a packed one; the others of `--small`, whose answers are short enough to count many.
-Clients run on the same cores. A probe of the memory's bandwidth is not run: figures are ratios of a round.
+Clients run on the same cores; a probe of the memory's bandwidth runs around each round.
 
 usage: python bench/cluster_speed.py MODEL [--rows path,two,prefix,kill] [--rounds 5] [--json FILE]
 """
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from cpu_vs_peers import PLACES, probed
 from serving import Served, Taken, compared, completion, free_port, load, prompt_ids, running, servable, tenth_server
 
 ROWS = ("path", "two", "prefix", "kill")
@@ -86,13 +87,16 @@ def throughput(options: argparse.Namespace, row: str, model: Path | str) -> list
             sides = {ONE: cluster(model, 1, *shared), TWO: cluster(model, 2, *shared)}
         servers = {name: stack.enter_context(side) for name, side in sides.items()}
         for number in range(-1, options.rounds):  # the first one warms up
+            before, round_ = probed(options.probe), dict[str, dict[str, float]]()
             for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
                 seed = 1000 * (2 * number + list(servers).index(name))
                 bodies = [completion(seed + n, PROMPT, TOKENS) for n in range(options.streams)]
                 found = load(servers[name], [[body] for body in bodies]).figures()
                 said = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{row} {number + 1}/{options.rounds} {name}: {said}", file=sys.stderr, flush=True)
-                taken += [Taken(row, number, name, 0.0, found)] if number >= 0 else []
+                round_[name] = found
+            probe = (before + probed(options.probe)) / 2
+            taken += [Taken(row, number, name, probe, found) for name, found in round_.items() if number >= 0]
     return taken
 
 
@@ -137,13 +141,16 @@ def prefix(options: argparse.Namespace) -> list[Taken]:
             for route in ("random", "prefix")
         }
         for number in range(options.rounds):
+            before, round_ = probed(options.probe), dict[str, dict[str, float]]()
             for route, served in list(servers.items())[:: 1 if number % 2 == 0 else -1]:
                 bodies = questions(options, number + 1)
-                found, seconds = asyncio.run(cached_tokens(served.address, bodies))
+                cached, seconds = asyncio.run(cached_tokens(served.address, bodies))
                 asked = len(bodies) * (BEGINNING + END)
-                figures = {"cached_tokens": float(found), "cached_share": found / asked, "seconds": seconds}
+                figures = {"cached_tokens": float(cached), "cached_share": cached / asked, "seconds": seconds}
                 print(f"prefix {number + 1}/{options.rounds} {route}: {figures}", file=sys.stderr, flush=True)
-                taken.append(Taken("prefix", number, route, 0.0, figures))
+                round_[route] = figures
+            probe = (before + probed(options.probe)) / 2
+            taken += [Taken("prefix", number, route, probe, found) for route, found in round_.items()]
     return taken
 
 
@@ -263,6 +270,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--small", default="default", help="the model of the rows prefix and kill")
     parser.add_argument("--groups", type=int, default=12)
     parser.add_argument("--questions", type=int, default=6)
+    place = Path.home() / ".cache" / "tenth-peers" / PLACES["probe"]
+    parser.add_argument("--probe", type=Path, default=place, help="prints the memory's bandwidth")
     parser.add_argument("--json", type=Path, help="write every round here")
     options = parser.parse_args()
     options.rows = options.rows.split(",")

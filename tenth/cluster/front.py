@@ -166,7 +166,7 @@ class Front:
                 continue
             member, matched = self._chosen(ready, found)
             try:
-                with self.members.flight(member, max(len(asked.text) - matched, 0)) as flight:
+                with self.members.flight(member, max(len(asked.text) - matched, 0), asyncio.current_task()) as flight:
                     whole = await relay.attempt(request.scope, flight, own)
                 self.counts.broken += not whole
                 return

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tenth.cluster.prefixes import BLOCK, SeenPrefixes
 from tenth.cluster.wire import News
 
 SILENT_S = 5.0
 """After so long without a word a replica is asked no more."""
-_BYTES_A_TOKEN = 4  # of common text: how much of it a cache may hold
+_BYTES_A_TOKEN = 16  # some times what text has: to ask where a beginning was, though it is gone, brings it back there
 _BYTES_A_STREAM = 8192  # of prompts that are still computed weigh as much as a stream
 
 
@@ -27,6 +28,8 @@ class Member:
     flights: int = 0
     unread: int = 0  # bytes of prompts whose answers have not begun
     given: int = 0
+    silent: bool = False
+    work: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -79,10 +82,16 @@ class Members:
             self.changed.set()
 
     def forget_the_silent(self) -> list[Member]:
-        """Those that have said nothing for too long; they are forgotten."""
+        """Those that have said nothing for too long; they are forgotten, and nobody waits for them any more.
+
+        Whoever waits is cancelled, and finds the member `silent`.
+        """
         gone = [member for member in self.by_id.values() if self.clock() - member.heard > SILENT_S]
         for member in gone:
             self.lost(member)
+            member.silent = True
+            for task in member.work:
+                task.cancel()
         return gone
 
     def ready(self) -> list[Member]:
@@ -90,15 +99,19 @@ class Members:
         return [member for member in self.by_id.values() if member.news.phase == "ready"]
 
     @contextmanager
-    def flight(self, member: Member, weight: int) -> Iterator[Flight]:
-        """A request whose prompt has about so many bytes to compute."""
+    def flight(self, member: Member, weight: int, task: asyncio.Task[Any] | None = None) -> Iterator[Flight]:
+        """A request whose prompt has about so many bytes to compute; `task` waits for its answer."""
         flight = Flight(member, weight)
         member.flights, member.unread, member.given = member.flights + 1, member.unread + weight, member.given + 1
+        if task is not None:
+            member.work.add(task)
         try:
             yield flight
         finally:
             flight.begun()
             member.flights -= 1
+            if task is not None:
+                member.work.discard(task)
 
     async def change(self, seconds: float) -> None:
         """Wait for one, at most so long."""

@@ -91,11 +91,11 @@ class Relay:
         except (aiohttp.ClientError, OSError) as error:
             await self._broken(scope, f"{type(error).__name__}: {error}"[:200], LOST)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._stopping() or task is None:
+            task, silent = asyncio.current_task(), flight.member.silent
+            if task is None or not (silent or self._stopping()):
                 raise
             task.uncancel()
-            await self._broken(scope, "the front stops", STOPPING)
+            await self._broken(scope, *(("has fallen silent", LOST) if silent else ("the front stops", STOPPING)))
         return False
 
     async def _broken(self, scope: Scope, why: str, problem: HttpProblem) -> None:

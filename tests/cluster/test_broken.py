@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="the front needs aiohttp, which ray[serve] brings")
 
+from tenth.cluster.members import SILENT_S
 from tenth.cluster.wire import News
 from tests.cluster.fronted import Fronted, fronted, post
 from tests.serve.asks import PATHS, Ask
@@ -34,10 +36,10 @@ def answer(status: int, body: Any) -> bytes:
 
 
 class Player:
-    """Plays a replica: to each request it says `said`, and closes the connection; `asked` are the requests."""
+    """Plays a replica: to each request it says `said`, and then closes or `hangs`; `asked` are the requests."""
 
-    def __init__(self, said: bytes, *, whole: bool = False) -> None:
-        self.said, self.whole, self.asked = said, whole, list[bytes]()
+    def __init__(self, said: bytes, *, hangs: bool = False) -> None:
+        self.said, self.hangs, self.asked = said, hangs, list[bytes]()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -58,6 +60,8 @@ class Player:
         self.asked.append(head + await reader.readexactly(length))
         writer.write(self.said)
         await writer.drain()
+        if self.hangs:
+            await asyncio.sleep(60)
         writer.close()
 
     def close(self) -> None:
@@ -156,6 +160,27 @@ def test_nothing_was_sent_so_another_one_is_asked(front: Fronted, how: str) -> N
     assert len(sound.asked) == 2
     assert broken.asked
     assert broken.asked[0].partition(b"\r\n\r\n")[2] == sound.asked[0].partition(b"\r\n\r\n")[2] == b'{"prompt":"a"}'
+
+
+@pytest.mark.parametrize("said", [b"", HEAD + chunk(data({"text": "begun"}))])
+def test_one_that_hangs_is_not_waited_for(front: Fronted, said: bytes) -> None:
+    """Stopped, or cut off from the network: nothing breaks, and nothing comes."""
+    members, now = front.life.members, front.life.members.clock
+    with played(front, ("hangs", hangs := Player(said, hangs=True))):
+        found = list[Any]()
+        asking = threading.Thread(target=lambda: found.extend(events(front, "/v1/completions")))
+        asking.start()
+        front.until(lambda: members.by_id["hangs"].flights == 1)
+        sound = Player(HEAD + chunk(data({"text": "sound"}) + b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        time.sleep(0.3)  # the beginning comes through
+        front.loop.call_soon_threadsafe(setattr, members, "clock", lambda: now() + SILENT_S)
+        with played(front, ("sound", sound)):
+            asking.join(10)
+        assert len(hangs.asked) == 1
+        if said:
+            assert (found[0][1]["text"], found[1][1]["error"]["code"]) == ("begun", "replica_lost")
+        else:
+            assert (found[0][1]["text"], found[1][1]) == ("sound", "[DONE]")
 
 
 def test_one_that_is_not_there_is_forgotten_at_once(front: Fronted) -> None:
