@@ -67,12 +67,12 @@ class Members:
         """A replica has said something."""
         member = self.by_id.get(news.id)
         if member is None:
-            blocks = news.room * _BYTES_A_TOKEN // BLOCK
-            member = self.by_id[news.id] = Member(news, self.clock(), SeenPrefixes(blocks))
+            member = self.by_id[news.id] = Member(news, self.clock(), SeenPrefixes(0))
             self.changed.set()
         elif member.news.phase != news.phase:
             self.changed.set()
         member.news, member.heard = news, self.clock()
+        member.seen.most = news.room * _BYTES_A_TOKEN // BLOCK  # it has a cache once its model is loaded
         return member
 
     def lost(self, member: Member) -> None:

@@ -30,7 +30,7 @@ class SeenPrefixes:
     """Digests of one replica, at most so many: those unused for longest go first."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._seen = max(most, 1), OrderedDict[bytes, None]()
+        self.most, self._seen = most, OrderedDict[bytes, None]()
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -45,5 +45,5 @@ class SeenPrefixes:
         for digest in reversed(found):
             self._seen[digest] = None
             self._seen.move_to_end(digest)
-        while len(self._seen) > self._most:
+        while len(self._seen) > self.most:
             self._seen.popitem(last=False)

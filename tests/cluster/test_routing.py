@@ -85,6 +85,14 @@ def test_random_asks_all() -> None:
     assert min(asked.values()) > 30
 
 
+def test_a_replica_that_was_loading_when_it_came_remembers_what_it_is_shown() -> None:
+    found, text = members(), digests(b"t" * 20 * BLOCK, "")
+    found.heard(News("one", "http://one", 1, "loading", 0, 0, "box", 1))
+    member = found.heard(news("one"))
+    member.seen.add(text)
+    assert member.seen.matched(text) == 20 * BLOCK
+
+
 def test_replicas_come_and_go() -> None:
     clock = Clock()
     found = members("one", "two", clock=clock)
