@@ -33,9 +33,10 @@ from tenth.serve.problems import HttpProblem, answer_of, problem_of
 from tenth.serve.service import ServeOptions
 from tenth.serve.trace import record_of
 
-Phase = Literal["waiting", "ready", "draining", "stopped"]
+Phase = Literal["waiting", "ready", "draining"]
 PATIENCE_S = 30.0
 """So long a request waits for a replica where there is none: the time that a new one takes to come."""
+_LOSSES = 2  # replicas that may go away under a request: one more, and the request may be what ends them
 _PAUSE_S = 0.2  # between two rounds of attempts
 log = logging.getLogger("tenth.serve")
 
@@ -58,7 +59,7 @@ class Front:
         self, options: ServeOptions, members: Members, leases: OpenLeases, policy: Policy, secret: str
     ) -> None:
         self.options, self.members, self.leases, self.policy, self.secret = options, members, leases, policy, secret
-        self.counts, self.draining, self.started = FrontCounts(), False, time.time()
+        self.counts, self.draining = FrontCounts(), False
         self._session: aiohttp.ClientSession | None = None
         self._chance, self._work = random.Random(), set[asyncio.Task[None]]()
         self._cut = False
@@ -110,7 +111,7 @@ class Front:
             return JSONResponse({"status": self.phase}, 200 if ready else 503, {} if ready else {"retry-after": "5"})
         if path == "/version" and reads:
             return JSONResponse({"version": __version__})
-        if path == "/metrics" and self.options.metrics:
+        if path == "/metrics" and reads and self.options.metrics:
             assert self._session is not None, "opened before it serves"
             content, kind = await merged_metrics(self._session, self, request.headers.get("accept", ""))
             return Response(content, headers={"content-type": kind})
@@ -157,7 +158,7 @@ class Front:
         assert self._session is not None, "opened before it serves"
         relay = Relay(self._session, asked, send, self.options.send_seconds, lambda: self._cut)
         found = digests(asked.text, caller_of(request.scope).tenant)
-        tried, end, said = set[str](), time.monotonic() + PATIENCE_S, ""
+        tried, end, said, losses = set[str](), time.monotonic() + PATIENCE_S, "", 0
         while time.monotonic() < end:
             ready = [member for member in self.members.ready() if member.id not in tried]
             if not ready:
@@ -176,7 +177,8 @@ class Front:
                 if again.answer is not None and (again.answer[0] == 429 and len(ready) == 1):
                     await relay.answer(*again.answer)  # full, as all others are
                     return
-                if not (asked.repeatable or again.unheard or again.answer is not None):
+                losses += again.answer is None and not again.unheard
+                if losses > (_LOSSES if asked.repeatable else 0):
                     raise HttpProblem(502, "the replica that was asked has gone", "replica_lost") from None
                 tried.add(member.id)
         log.warning("no replica has answered within %g seconds; the last one: %s", PATIENCE_S, said or "none is there")

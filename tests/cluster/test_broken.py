@@ -204,6 +204,14 @@ def test_what_changes_something_is_not_asked_twice(front: Fronted) -> None:
     assert 502 in statuses
 
 
+def test_a_request_that_ends_replicas_does_not_end_all_of_them(front: Fronted) -> None:
+    players = [(str(number), Player(b"")) for number in range(6)]
+    with played(front, *players):
+        found = post(front, "/v1/completions", {"prompt": "a"})
+    assert (found.status_code, found.json()["error"]["code"]) == (502, "replica_lost")
+    assert sum(len(player.asked) for _, player in players) == 3
+
+
 def test_all_are_full(front: Fronted) -> None:
     full = answer(429, {"error": {"code": "queue_full", "message": "full"}})
     with played(front, ("one", Player(full)), ("two", Player(full))):
