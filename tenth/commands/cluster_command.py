@@ -152,7 +152,7 @@ def _serve(given: Mapping[str, Any]) -> None:
         packed = given["dtype"] == "auto" and given["backend"] != "reference"
         model = str(resolve(given["model"], report, packed=packed)) if given["address"] is None else given["model"]
     bound = listening_socket(given["host"], given["port"])
-    say_where(bound, serve_options(given).names[0], open_to_all=opened.keys is None)
+    say_where(bound, serve_options(given), open_to_all=opened.keys is None)
     if not asyncio.run(_supervisor(given, scale, bound, model).live()):
         raise typer.Exit(1)
 
