@@ -20,7 +20,7 @@ from tenth.weights.save import save_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PARTS = "errors routing kernels model weights quantize engine data train observe api serve apps commands".split()
+PARTS = "errors files routing kernels model weights quantize engine data train observe api serve apps cluster commands".split()
 
 
 def tree() -> str:
