@@ -17,16 +17,16 @@ from tenth.model.preset import preset
 from tenth.weights.bundled import bundled_gguf
 from tenth.weights.checkpoint import open_checkpoint
 from tenth.weights.save import save_model
+from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PARTS = "errors files routing kernels model weights quantize engine data train observe api serve apps cluster commands".split()
 
 
 def tree() -> str:
     """The folders of `tenth/` with the first half-line of their docstrings, in the order of the imports."""
     lines = ["tenth/"]
-    for part in PARTS:
+    for part in ORDER:
         path = ROOT / "tenth" / part
         source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if source.exists():
