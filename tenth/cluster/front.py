@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +21,8 @@ from tenth.cluster import wire
 from tenth.cluster.asked import Asked, read_asked
 from tenth.cluster.broken import STOPPING
 from tenth.cluster.front_leases import OpenLeases
+from tenth.cluster.front_live import PATH as LIVE
+from tenth.cluster.front_live import LiveView
 from tenth.cluster.front_metrics import merged_metrics
 from tenth.cluster.members import Member, Members
 from tenth.cluster.prefixes import digests
@@ -122,11 +125,38 @@ class Front:
             raise HttpProblem(503, "the server is stopping and takes no new requests", "stopping", retry_after=5)
         if self.inside >= self.options.queue * max(1, len(self.members.by_id)):
             raise HttpProblem(429, "the server is full: too many requests are inside", "queue_full", retry_after=1)
-        asked = await read_asked(request, await raw_body(request, self.options.body_bytes, self.options.body_seconds))
         caller = caller_of(request.scope)
+        if (request.method, request.scope["path"]) == ("GET", LIVE) and await self._shown(request, caller, send):
+            return
+        asked = await read_asked(request, await raw_body(request, self.options.body_bytes, self.options.body_seconds))
         async with self.leases.open(caller.lease) as lease:
             own = self._own_headers(request, caller, lease)
             await unless_left(request, self._counted(request, asked, own, send))
+
+    async def _shown(self, request: Request, caller: Caller, send: Send) -> bool:
+        """All replicas to one who looks on, until that one leaves; False where they show nothing."""
+        assert self._session is not None, "opened before it serves"
+        view = LiveView(self._session, self.members, self._own_headers(request, caller, None))
+        try:
+            if not await view.opened():
+                return False
+            await unless_left(request, self._frames(view, send))
+            return True
+        finally:
+            view.close()
+
+    async def _frames(self, view: LiveView, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        with suppress(TimeoutError):
+            async for frame in view.frames(lambda: self.draining):
+                async with asyncio.timeout(self.options.send_seconds):
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _counted(self, request: Request, asked: Asked, own: list[tuple[bytes, bytes]], send: Send) -> None:
         task = asyncio.current_task()

@@ -16,14 +16,13 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from tenth.api.model import Model
-from tenth.cluster.door import TrustedDoor
+from tenth.cluster.door import JudgedKeys, TrustedDoor
 from tenth.cluster.to_front import ToFront
 from tenth.cluster.wire import ANNOUNCE, News
 from tenth.engine.engine import Engine
 from tenth.errors import MachineError, TenthError
 from tenth.routing.profile_file import read_profile
 from tenth.serve.guards import GuardOptions, open_guards
-from tenth.serve.keys import Keys
 from tenth.serve.loading import LoadOptions, load_engine
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
@@ -107,8 +106,8 @@ class Hosted:
         stored = None if options.profile is None else read_profile(options.profile)
         front = ToFront(options.front, options.secret)
         with open_guards(replace(options.guards, keys=None, api_key=None)) as guards:
-            if options.keyed:  # no caller's priority goes ahead of others: the key itself opens nothing here
-                guards = replace(guards, keys=Keys.of_secret(options.secret))
+            if options.keyed:
+                guards = replace(guards, keys=JudgedKeys())
             self.service = Service(replace(options.serve, hosts=None, origins=()), guards, profile=stored)
             self._life = Life(self.service, self._load, self._bound, partial(_door, front, options.secret))
             announcing = asyncio.create_task(self._announce(front))
