@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("ray") is None, reason="needs the extra `cluster`: ray[serve] is not installed"
 )
 
-TOKENS = 48
+TOKENS = 32
 BACK_S = 15.0
 
 
