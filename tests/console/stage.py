@@ -87,10 +87,10 @@ def page_server(
     """A server with the page; with `contract` what other parts of the console are built on is there too."""
     made = list[Contract]()
 
-    def create(service: Any) -> Any:
+    def create(service: Any, door: Any = None) -> Any:
         if guards is not None:
             service.guards = guards
-        app = create_app(service)
+        app = create_app(service, door)
         if not contract:
             return app
         made.append(Contract(app))

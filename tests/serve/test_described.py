@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # here, not within a stack that is deep already
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 

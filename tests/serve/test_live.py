@@ -208,8 +208,8 @@ def test_many_viewers_have_one_ticker_and_none_has_none(tmp_path: Path) -> None:
         window = running.service.window
         assert window is not None
         with ExitStack() as stack:
-            viewers = [stack.enter_context(looking(running)) for _ in range(10)]
             start = time.monotonic()
+            viewers = [stack.enter_context(looking(running)) for _ in range(10)]
             told = [json.dumps(next(viewer)) for _ in range(4) for viewer in viewers]
             ticks = (time.monotonic() - start) / EVERY_S
             assert running.service.live.viewers == 10
