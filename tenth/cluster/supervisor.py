@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tenth.cluster.admin import AdminServer, Tell
@@ -19,8 +21,10 @@ from tenth.cluster.front_process import FrontOptions
 from tenth.cluster.hosted import ReplicaOptions
 from tenth.cluster.on_ray import OnRay
 from tenth.errors import MachineError, TenthError
+from tenth.serve.runner import in_daemon_thread
 
 _PAUSE_S = 0.5  # before a front that has ended by itself is started again
+_TWICE = 0.1  # seconds in which two signals are one: some that start others send theirs to the whole group too
 log = logging.getLogger("tenth.serve")
 
 
@@ -36,6 +40,7 @@ class Supervisor:
     admin: Path
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _signals: int = 0
+    _told: float = -_TWICE
     _process: asyncio.subprocess.Process | None = None
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -44,19 +49,21 @@ class Supervisor:
         self._listen()
         keeping = asyncio.create_task(self._keep_front())
         try:
-            await asyncio.to_thread(self.ray.open)
+            await in_daemon_thread(self.ray.open)
             self._listen()  # again: Ray has put handlers of its own in their place
             await self._until_stopped()
         finally:
             await self._end_front(keeping)
-            await asyncio.to_thread(self.ray.close)
+            await in_daemon_thread(self.ray.close)
         return self._signals < 2
 
     async def _until_stopped(self) -> None:
-        deploying = asyncio.create_task(asyncio.to_thread(self.ray.deploy, self.replicas))
+        deploying = asyncio.create_task(in_daemon_thread(partial(self.ray.deploy, self.replicas)))
         stopped = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({deploying, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if deploying.done():
+        if self._stopping.is_set():
+            deploying.cancel()
+        else:
             deploying.result()
             log.info("ready: %s", self.replicas.serve.names[0])
             async with AdminServer(self.admin, self._status, self._replaced):
@@ -70,6 +77,9 @@ class Supervisor:
             asyncio.get_running_loop().add_signal_handler(number, self._told_to_stop)
 
     def _told_to_stop(self) -> None:
+        last, self._told = self._told, time.monotonic()
+        if self._told - last < _TWICE:
+            return
         self._signals += 1
         self._stopping.set()
         if self._signals > 1 and self._process is not None and self._process.returncode is None:
@@ -126,9 +136,9 @@ class Supervisor:
             new = replace(old, load=replace(old.load, model=model), generation=old.generation + 1)
             await tell(f"{self.ray.scale.least} replicas are replaced, one by one")
             try:
-                await asyncio.to_thread(self.ray.deploy, new)
+                await in_daemon_thread(partial(self.ray.deploy, new))
             except TenthError as error:
                 await tell(f"going back to {old.load.model}: {error}")
-                await asyncio.to_thread(self.ray.deploy, old)
+                await in_daemon_thread(partial(self.ray.deploy, old))
                 raise
             self.replicas = new

@@ -8,7 +8,9 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 import uvicorn
 
@@ -22,6 +24,7 @@ from tenth.serve.app import Door, create_app
 from tenth.serve.protocol import BoundedProtocol
 from tenth.serve.service import Service
 
+Result = TypeVar("Result")
 Loader = Callable[[], tuple[Model, Engine]]
 log = logging.getLogger("tenth.serve")
 _TWICE = 0.1  # seconds in which two signals are one: some that start others send theirs to the whole group too
@@ -113,7 +116,7 @@ class Life:
 
     async def _serve_model(self) -> None:
         """Load, warm up, then wait for the end with the engine at work."""
-        model, engine = await _in_daemon_thread(self._load)
+        model, engine = await in_daemon_thread(self._load)
         async with AsyncEngine(engine) as running:
             self._service.begin(model, running)
             await warm_up(self._service)
@@ -142,27 +145,22 @@ class Life:
         self._server.should_exit = True
 
 
-async def _in_daemon_thread(work: Loader) -> tuple[Model, Engine]:
-    """In a thread that does not keep the process alive: a load that was interrupted is not waited for."""
+async def in_daemon_thread(work: Callable[[], Result]) -> Result:
+    """In a thread that does not keep the process alive: what was interrupted is not waited for."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[Model, Engine]] = loop.create_future()
+    done: asyncio.Future[Result] = loop.create_future()
 
-    def tell(result: tuple[Model, Engine] | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            assert result is not None
-            done.set_result(result)
+    def tell(say: Callable[[], None]) -> None:
+        if not done.cancelled():
+            say()
 
     def target() -> None:
         try:
-            result = work()
+            say = partial(done.set_result, work())
         except BaseException as error:
-            loop.call_soon_threadsafe(tell, None, error)
-        else:
-            loop.call_soon_threadsafe(tell, result, None)
+            say = partial(done.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, say)
 
     threading.Thread(target=target, name="tenth-load", daemon=True).start()
     return await done
