@@ -49,12 +49,12 @@ class Supervisor:
         self._listen()
         keeping = asyncio.create_task(self._keep_front())
         try:
-            await in_daemon_thread(self.ray.open)
+            await asyncio.to_thread(self.ray.open)  # by a thread that stays: with it Ray's processes would end
             self._listen()  # again: Ray has put handlers of its own in their place
             await self._until_stopped()
         finally:
             await self._end_front(keeping)
-            await in_daemon_thread(self.ray.close)
+            await asyncio.to_thread(self.ray.close)
         return self._signals < 2
 
     async def _until_stopped(self) -> None:
