@@ -90,7 +90,7 @@ $(VENV)/.done-run: $(TORCH_DONE) pyproject.toml
 	@touch $@
 
 $(VENV)/.done-test: $(VENV)/.done-run
-	$(EDITABLE) ".[test,train]"
+	$(EDITABLE) ".[test,train,cluster]"
 	@touch $@
 
 $(VENV)/.done-slow: $(VENV)/.done-test

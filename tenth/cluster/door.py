@@ -74,7 +74,7 @@ class TrustedDoor:
         name = headers.get(wire.CALLER, ANONYMOUS)
         number = headers.get(wire.LEASE)
         lease = FarLease(self._front, number, name) if number is not None else Lease.free(name)
-        let_in(scope, Caller(name, headers.get(wire.TENANT, ANONYMOUS), lease))
+        let_in(scope, Caller(name, headers.get(wire.TENANT, ANONYMOUS), lease, wire.REVIEWER in headers))
         try:
             await self._app(scope, receive, send)
         finally:

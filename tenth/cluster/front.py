@@ -181,6 +181,8 @@ class Front:
             (wire.TENANT, caller.tenant.encode()),
             (b"x-request-id", record_of(request.scope).id.encode()),
         ]
+        if caller.reviewer:
+            found.append((wire.REVIEWER, b"1"))
         return [*found, (wire.LEASE, lease.encode())] if lease is not None else found
 
     async def _answered(self, request: Request, asked: Asked, own: list[tuple[bytes, bytes]], send: Send) -> None:

@@ -29,6 +29,7 @@ from tenth.cluster.members import Members
 from tenth.cluster.relay import new_session
 from tenth.cluster.routing import Policy
 from tenth.serve.app import around
+from tenth.serve.console_page import PUBLIC
 from tenth.serve.guard import Guard
 from tenth.serve.guards import GuardOptions, Guards, open_guards
 from tenth.serve.logs import LogForm, log_to_stderr
@@ -86,7 +87,8 @@ class FrontLife:
         self.members, leases = Members(), OpenLeases()
         self.front = Front(options.serve, self.members, leases, options.route, options.secret)
         http: Counter[tuple[str, int]] = self.front.counts.http
-        guarded = cast(ASGIApp, Guard(self.front, guards.keys, guards.limiter))
+        public = PUBLIC if options.serve.console else None
+        guarded = cast(ASGIApp, Guard(self.front, guards.keys, guards.limiter, public))
         app = around(
             guarded, options.serve, lambda scope, record: http.update([(scope["method"], record.status or 499)])
         )

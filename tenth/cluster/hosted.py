@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tenth.errors import MachineError, TenthError
 from tenth.routing.profile_file import read_profile
 from tenth.serve.guards import GuardOptions, open_guards
 from tenth.serve.loading import LoadOptions, load_engine
+from tenth.serve.review_queue import ReviewOptions, open_reviews
 from tenth.serve.runner import Life, listening_socket, loop_factory
 from tenth.serve.service import ServeOptions, Service
 
@@ -46,6 +47,7 @@ class ReplicaOptions:
     keyed: bool = False
     generation: int = 1
     profile: Path | None = None
+    reviews: ReviewOptions = field(default_factory=ReviewOptions)
 
 
 class Hosted:
@@ -105,10 +107,11 @@ class Hosted:
         options = self.options
         stored = None if options.profile is None else read_profile(options.profile)
         front = ToFront(options.front, options.secret)
-        with open_guards(replace(options.guards, keys=None, api_key=None)) as guards:
+        bare, serve = replace(options.guards, keys=None, api_key=None), replace(options.serve, hosts=None, origins=())
+        with open_guards(bare) as guards, open_reviews(options.reviews) as queue:
             if options.keyed:
                 guards = replace(guards, keys=JudgedKeys())
-            self.service = Service(replace(options.serve, hosts=None, origins=()), guards, profile=stored)
+            self.service = Service(serve, guards, profile=stored, reviews=queue)
             self._life = Life(self.service, self._load, self._bound, partial(_door, front, options.secret))
             announcing = asyncio.create_task(self._announce(front))
             try:

@@ -14,6 +14,8 @@ PREFIX = b"x-tenth-"
 SECRET = b"x-tenth-cluster"
 CALLER = b"x-tenth-caller"
 TENANT = b"x-tenth-tenant"
+REVIEWER = b"x-tenth-reviewer"
+"""There where who asks may decide on reviews."""
 LEASE = b"x-tenth-lease"
 """Which lease of the front's books a request runs on; not there where its key has no limits."""
 

@@ -16,6 +16,7 @@ from tenth.commands.config_file import judged
 if TYPE_CHECKING:
     from tenth.cluster.on_ray import Scale
     from tenth.cluster.supervisor import Supervisor
+    from tenth.serve.review_queue import ReviewOptions
 
 _CLUSTER, _CHANGE = "Cluster", "Another model"
 
@@ -141,20 +142,41 @@ def _serve(given: Mapping[str, Any]) -> None:
     from tenth.commands.serving import guard_options, say_where, serve_options
     from tenth.serve.guards import open_guards
     from tenth.serve.logs import log_to_stderr
+    from tenth.serve.review_queue import open_reviews
     from tenth.serve.runner import listening_socket
 
     cpus = given["threads"] if given["cpus_per_replica"] is None else given["cpus_per_replica"]
     scale = Scale.parse(given["replicas"], cpus, given["gpus_per_replica"])
     guards = guard_options(given)
-    with open_guards(guards) as opened:  # what cannot be had is said before anything is started
+    with open_guards(guards) as opened, open_reviews(_reviews(given)) as queue:  # what cannot be had is said at once
         log_to_stderr(given["log"], masked=opened.privacy.on)
+        kept = None if queue is None else queue.store.name
     with progress_bars() as report:
         packed = given["dtype"] == "auto" and given["backend"] != "reference"
         model = str(resolve(given["model"], report, packed=packed)) if given["address"] is None else given["model"]
     bound = listening_socket(given["host"], given["port"])
     say_where(bound, serve_options(given), open_to_all=opened.keys is None)
+    if kept is not None:
+        typer.echo(f"reviews are kept in {kept}", err=True)
     if not asyncio.run(_supervisor(given, scale, bound, model).live()):
         raise typer.Exit(1)
+
+
+def _reviews(given: Mapping[str, Any]) -> ReviewOptions:
+    """For replicas, whose working folder is another; RequestError for a file where they are on several machines."""
+    from dataclasses import replace
+
+    from tenth.commands.serving import review_options
+    from tenth.errors import RequestError
+
+    found = review_options(given)
+    rules = None if found.rules is None else found.rules.resolve()
+    if found.url is None or found.url.startswith(("postgresql://", "postgres://")):
+        return replace(found, rules=rules)
+    if given["address"] is not None:
+        raise RequestError("--reviews is a file, which replicas on several machines do not share: say postgresql://...")
+    url = found.url if "://" in found.url or not found.url.strip() else str(Path(found.url).resolve())
+    return replace(found, url=url, rules=rules)
 
 
 def _supervisor(given: Mapping[str, Any], scale: Scale, bound: Any, model: str) -> Supervisor:
@@ -181,5 +203,7 @@ def _supervisor(given: Mapping[str, Any], scale: Scale, bound: Any, model: str) 
     host, number = inner.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{number}"
     load = replace(load_options(given), model=model)
-    replicas = ReplicaOptions(load, serve, guards, where, secret, keyed=keyed, profile=given["profile"])
+    replicas = ReplicaOptions(
+        load, serve, guards, where, secret, keyed=keyed, profile=given["profile"], reviews=_reviews(given)
+    )
     return Supervisor(front, replicas, ray, bound, inner, admin_path(given["state"] or state_home(), port))

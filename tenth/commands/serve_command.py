@@ -318,11 +318,11 @@ def command(
     from tenth.routing.profile_file import read_profile
 
     try:
-        from tenth.commands.serving import guard_options, load_options, say_where, serve_options
+        from tenth.commands.serving import guard_options, load_options, review_options, say_where, serve_options
         from tenth.serve.guards import open_guards
         from tenth.serve.hosts import checked_hosts
         from tenth.serve.logs import log_to_stderr
-        from tenth.serve.review_queue import ReviewOptions, open_reviews
+        from tenth.serve.review_queue import open_reviews
         from tenth.serve.runner import listening_socket, run
         from tenth.serve.service import Service
     except ImportError as error:
@@ -333,8 +333,7 @@ def command(
 
     loaded, options = load_options(given), serve_options(given)
     stored = None if profile is None else read_profile(profile)
-    review_options = ReviewOptions(reviews, review_rules, review_keep)
-    with open_guards(guard_options(given)) as guards, open_reviews(review_options) as queue:
+    with open_guards(guard_options(given)) as guards, open_reviews(review_options(given)) as queue:
         log_to_stderr(log, masked=guards.privacy.on)  # type: ignore[arg-type]
         bound = listening_socket(host, port)
         options = replace(options, hosts=checked_hosts(bound.getsockname()[0], allow_host or ()))

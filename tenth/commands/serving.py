@@ -13,6 +13,7 @@ from tenth.commands import options as o
 from tenth.commands.files import read_text
 from tenth.serve.guards import GuardOptions
 from tenth.serve.hosts import is_loopback
+from tenth.serve.review_queue import ReviewOptions
 from tenth.serve.service import ServeOptions
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         sequences=given["max_num_seqs"],
         context=given["max_model_len"],
     )
+
+
+def review_options(given: Mapping[str, Any]) -> ReviewOptions:
+    """Where reviews are kept, and what is one."""
+    return ReviewOptions(given["reviews"], given["review_rules"], given["review_keep"])
 
 
 def guard_options(given: Mapping[str, Any]) -> GuardOptions:

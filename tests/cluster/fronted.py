@@ -20,6 +20,7 @@ from tenth.engine.engine import Engine, EngineOptions
 from tenth.engine.scheduler import SchedulerOptions
 from tenth.serve.guards import GuardOptions, open_guards
 from tenth.serve.loading import LoadOptions
+from tenth.serve.review_queue import ReviewOptions
 from tenth.serve.runner import listening_socket, loop_factory
 from tenth.serve.service import ServeOptions
 from tests.serve.proving import proving_model
@@ -29,6 +30,8 @@ SECRET = "the cluster's own secret"
 
 class Fronted:
     """One that serves; `replicas` are by name."""
+
+    reviews = ReviewOptions()
 
     def __init__(self, folder: Path, serve: ServeOptions, guards: GuardOptions, route: Policy) -> None:
         self._folder, self._serve, self._guards, self._route = folder, serve, guards, route
@@ -49,7 +52,8 @@ class Fronted:
             used = model or proving_model(self._folder)
             return used, used.engine(EngineOptions(600, 16, SchedulerOptions(sequences=16, wait=0)))
 
-        options = ReplicaOptions(LoadOptions("proving"), self._serve, self._guards, self.inner, SECRET, keyed=keyed)
+        load_options, own = LoadOptions("proving"), {"keyed": keyed, "reviews": self.reviews}
+        options = ReplicaOptions(load_options, self._serve, self._guards, self.inner, SECRET, **own)  # type: ignore[arg-type]
         self.replicas[name] = hosted = Hosted(options, name, "127.0.0.1", load)
         hosted.wait_ready()
         self.until(lambda: name in {member.id for member in self.life.members.ready()})
@@ -96,10 +100,12 @@ def fronted(
     serve: ServeOptions | None = None,
     guards: GuardOptions | None = None,
     route: Policy = "prefix",
+    reviews: ReviewOptions | None = None,
 ) -> Iterator[Fronted]:
     """A front with replicas of these names."""
     guards = guards or GuardOptions(state=folder)
     running = Fronted(folder, serve or ServeOptions(drain_seconds=20.0), guards, route)
+    running.reviews = reviews or ReviewOptions()
     try:
         for name in names:
             running.add(name, keyed=guards.keys is not None)

@@ -19,6 +19,7 @@ pytest.importorskip("aiohttp", reason="the front needs aiohttp, which ray[serve]
 from tenth.serve.guards import GuardOptions
 from tenth.serve.keys import new_key
 from tenth.serve.limits import Limits
+from tenth.serve.review_queue import ReviewOptions
 from tenth.serve.service import ServeOptions
 from tests.cluster.fronted import Fronted, fronted, post
 from tests.serve.asks import PATHS, Api, Ask, streamed, whole
@@ -131,6 +132,30 @@ def test_a_client_who_leaves_ends_the_work(two: Fronted) -> None:
     asyncio.run(leave())
     two.until(lambda: all(hosted.jobs == 0 for hosted in two.replicas.values()))
     assert two.life.front.inside == 0
+
+
+def test_reviews_are_the_same_whoever_is_asked(tmp_path: Path) -> None:
+    keys = {name: new_key(tmp_path / "keys.toml", name, Limits(), reviews=name == "bob") for name in ("alice", "bob")}
+    guards, kept = GuardOptions(keys=tmp_path / "keys.toml", state=tmp_path), ReviewOptions(str(tmp_path / "r.db"))
+    flag = {"messages": [{"role": "user", "content": "Why?"}], "answer": "Because."}
+    with fronted(tmp_path, "one", "two", guards=guards, reviews=kept) as running:
+        made = [post(running, "/v1/reviews", flag | {"answer": f"{n}"}, keys["alice"]) for n in range(4)]
+        assert [answer.status_code for answer in made] == [201] * 4
+        for answer in made:
+            place, decision = f"/v1/reviews/{answer.json()['id']}", {"decision": "approve"}
+            forged = {"authorization": f"Bearer {keys['alice']}", "x-tenth-reviewer": "1"}
+            assert httpx.post(running.url + place, json=decision, headers=forged).status_code == 403
+            assert post(running, place, decision, keys["bob"]).json()["state"] == "approved"
+            seen = httpx.get(running.url + place, headers={"authorization": f"Bearer {keys['alice']}"})
+            assert seen.json()["state"] == "approved"
+
+
+def test_the_console_is_public_and_what_it_shows_is_not(tmp_path: Path) -> None:
+    new_key(tmp_path / "keys.toml", "alice", Limits())
+    with fronted(tmp_path, "one", guards=GuardOptions(keys=tmp_path / "keys.toml", state=tmp_path)) as running:
+        page = httpx.get(running.url + "/")
+        assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
+        assert httpx.get(running.url + "/v1/live").status_code == 401
 
 
 def test_limits_are_kept_once_in_front(tmp_path: Path) -> None:
