@@ -528,6 +528,8 @@ for step in (1, 2):
     checkpoints.wait()
 checkpoints.share = 1e-6
 checkpoints.save(3, {"w": torch.full((1_000_000,), 3.0)}, {"step": 3})
+while not any(".partial-" in path.name for path in Path(sys.argv[1]).iterdir()):
+    time.sleep(0.01)
 print("writing", flush=True)
 time.sleep(60)
 """
