@@ -6,7 +6,28 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from tenth.errors import MachineError
+from tenth.errors import MachineError, RequestError
+
+
+def check_new_file(path: Path) -> None:
+    """Before any work: RequestError where the file exists, MachineError where it cannot be made."""
+    if path.exists():
+        raise RequestError(f"{path}: exists; choose another name or remove it first")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Before any work: MachineError where `path`, a file or a folder, is in no folder that may be written to."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise MachineError(f"{path}: cannot be written: {nearest} is no folder that may be written to")
+
+
+def check_page(path: Path) -> None:
+    """As `check_place`, for a file that is replaced: MachineError where it is a folder."""
+    if path.is_dir():
+        raise MachineError(f"{path}: cannot be written: it is a folder")
+    check_place(path)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

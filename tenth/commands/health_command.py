@@ -63,6 +63,7 @@ def command(
     import json as json_module
 
     from tenth.commands.progress import progress_bars
+    from tenth.files import check_page
     from tenth.observe.figure_file import check_format
     from tenth.observe.health_page import write_health_page
     from tenth.observe.health_report import layer_lines, record_of, told
@@ -70,6 +71,7 @@ def command(
 
     if out is not None:
         check_format(out, (".html",))
+        check_page(out)
     asked = Asked(corpus or [], tokens, {"dtype": dtype, "device": device, "backend": backend, "threads": threads})
     with progress_bars(quiet=json) as report:
         examined = _examined(model, profile, against, asked, memory, report)

@@ -9,6 +9,7 @@ import typer
 
 from tenth.commands import options as o
 from tenth.errors import RequestError
+from tenth.files import check_new_file
 
 if TYPE_CHECKING:
     from tenth.routing.profile import RoutingProfile
@@ -48,8 +49,7 @@ def command(
     from tenth.observe.http_client import is_address
     from tenth.observe.profile_text import summary
 
-    if out.exists():
-        raise RequestError(f"{out}: exists; choose another name or remove it first")
+    check_new_file(out)
     if is_address(model):
         if corpus:
             raise RequestError(f"{model}: a server's profile is of what it has computed; a corpus needs a model")

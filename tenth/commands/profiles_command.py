@@ -9,6 +9,7 @@ import typer
 
 from tenth.commands import options as o
 from tenth.errors import RequestError
+from tenth.files import check_new_file
 
 Action = Literal["show", "add", "subtract", "compare"]
 _FILES = {"show": (1, 1), "add": (2, None), "subtract": (2, 2), "compare": (2, 2)}
@@ -57,6 +58,6 @@ def _checked(action: str, files: list[Path], out: Path | None) -> tuple[Action, 
         raise RequestError(f"{action} needs --out, the file to write")
     if not writes and out is not None:
         raise RequestError(f"{action} writes no file: --out does nothing")
-    if out is not None and out.exists():
-        raise RequestError(f"{out}: exists; choose another name or remove it first")
+    if out is not None:
+        check_new_file(out)
     return cast(Action, action), out

@@ -81,12 +81,15 @@ def command(
     from rich.console import Console
 
     from tenth.commands.progress import progress_bars
+    from tenth.files import check_page
     from tenth.observe.parity import VerifyOptions, passed
     from tenth.observe.parity_gate import read_gate
     from tenth.observe.parity_html import write_page
     from tenth.observe.parity_report import render
 
     bars = None if gate is None else read_gate(gate)
+    if out is not None:
+        check_page(out)
     chosen = VerifyOptions(1.0 if full else 1 / 16, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:
         found = measured(

@@ -17,6 +17,7 @@ from tenth.data.readers import TextSource, read_file, source_files
 from tenth.data.token_file import VERSION, Progress, TokenFile
 from tenth.data.token_writer import TokenWriter
 from tenth.errors import FileFormatError, RequestError, TemplateError, TextError, TokenizerError
+from tenth.files import check_new_file
 from tenth.weights.template import ChatTemplate
 from tenth.weights.tokenizer import Tokenizer
 
@@ -87,8 +88,7 @@ def tokenize(
     end = _end(tokenizer, options)
     paths = [out, held_out_path(out)] if options.hold_out else [out]
     for path in paths:
-        if path.exists():
-            raise RequestError(f"{path}: exists; choose another name or remove it first")
+        check_new_file(path)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(

@@ -54,7 +54,8 @@ class _Group:
     first_window: int
     x_a: Tensor
     x_b: Tensor
-    cos_sin: tuple[CosSin, CosSin, CosSin]  # of A, of B, of B's probe
+    cos_sin: tuple[CosSin, CosSin]  # of A, of B
+    probe_cos_sin: tuple[CosSin, CosSin]
     x_replayed: Tensor | None = None
 
 
@@ -74,7 +75,6 @@ class LayerFindings:
     plain: Positions
     parts: dict[int, PartErrors]
     ends: PartErrors
-    probe_tokens: int
 
 
 @dataclass(slots=True)
@@ -166,8 +166,8 @@ def _group(run: _Run, windows: Sequence[list[int]], first: int, share: float) ->
         kind = torch.promote_types(torch.promote_types(x_a.dtype, x_b.dtype), torch.float32)
         own_TD = x_a[probe].to(kind)
         run.ends.add("embedding", x_b[probe].to(kind) - own_TD, own_TD)
-    cos_sin = (a.cos_sin(batch), b.cos_sin(batch), b.cos_sin(probe_batch))
-    return _Group(batch, probe, probe_batch, first, x_a, x_b, cos_sin)
+    cos_sin, probe_cos_sin = ((a.cos_sin(one), b.cos_sin(one)) for one in (batch, probe_batch))
+    return _Group(batch, probe, probe_batch, first, x_a, x_b, cos_sin, probe_cos_sin)
 
 
 def _advance(run: _Run, group: _Group, index: int) -> None:
@@ -195,7 +195,7 @@ def _compare_layers(
         return
     probed = own.select(group.probe)
     errors = run.parts.setdefault(index, PartErrors())
-    add_errors(errors, layers, probed, group.probe_batch, group.cos_sin[2], run.b.decoder.dtype)
+    add_errors(errors, layers, probed, group.probe_batch, group.probe_cos_sin, run.b.decoder.dtype)
     if own.routing is not None and other.routing is not None:
         shared = overlap(own.routing.experts_TK, other.routing.experts_TK)
         counted = run.agreed.setdefault(index, [0.0, 0.0])
@@ -213,7 +213,7 @@ def _replay(group: _Group, b: Layer, routing: LayerRouting | None, other: LayerS
         if torch.equal(routing.experts_TK, other.routing.experts_TK[group.probe]):
             return
         group.x_replayed = group.x_b[group.probe]
-    states = run_layer(b, group.x_replayed, group.probe_batch, group.cos_sin[2], routing)
+    states = run_layer(b, group.x_replayed, group.probe_batch, group.probe_cos_sin[1], routing)
     group.x_replayed = states.output_TD
 
 
@@ -253,7 +253,6 @@ def _judge(run: _Run) -> LayerFindings:
         Positions.join(plain),
         run.parts,
         run.ends,
-        sum(len(group.probe) for group in run.groups),
     )
 
 

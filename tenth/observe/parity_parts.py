@@ -129,17 +129,24 @@ class PartErrors:
 
 
 def add_errors(
-    errors: PartErrors, layers: tuple[Layer, Layer], own: LayerStates, batch: Batch, cos_sin: CosSin, kind: torch.dtype
+    errors: PartErrors,
+    layers: tuple[Layer, Layer],
+    own: LayerStates,
+    batch: Batch,
+    cos_sin: tuple[CosSin, CosSin],
+    kind: torch.dtype,
 ) -> None:
     """Run each part of B's layer on what that part of A's was given, A's expert ids replayed, and count the errors.
 
-    `layers` are A's and B's, `cos_sin` and `kind`, the type of activations, are B's. The norms, which are small, are
-    computed again of both.
+    `layers` and `cos_sin` are A's and B's, `kind` is the type of B's activations. What `own` holds came of whole
+    windows: norms and attention are computed again of both, as attention over fewer tokens sums in another order.
     """
     a, b = layers
-    n_TD = b.attention_norm(own.input_TD.to(kind))
-    errors.add("attention_norm", *_differing(n_TD, a.attention_norm(own.input_TD)))
-    by_attention_TD, attention_TD = _differing(b.attention(n_TD, batch, cos_sin, None), own.attention_TD)
+    n_TD, own_n_TD = b.attention_norm(own.input_TD.to(kind)), a.attention_norm(own.input_TD)
+    errors.add("attention_norm", *_differing(n_TD, own_n_TD))
+    by_attention_TD, attention_TD = _differing(
+        b.attention(n_TD, batch, cos_sin[1], None), a.attention(own_n_TD, batch, cos_sin[0], None)
+    )
     errors.add("attention", by_attention_TD, attention_TD)
     h_TD = b.mlp_norm(own.attended_TD.to(kind))
     errors.add("mlp_norm", *_differing(h_TD, a.mlp_norm(own.attended_TD)))

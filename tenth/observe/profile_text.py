@@ -20,7 +20,7 @@ def summary(profile: RoutingProfile) -> str:
     counts, model = profile.counts, profile.model
     domains = ", ".join(f"{printable(name)} {block.tokens:,}" for name, block in profile.by_domain().items())
     words = [
-        f"{counts.tokens:,} tokens ({domains or 'none'})",
+        f"{counts.tokens:,} token{'s' * (counts.tokens != 1)} ({domains or 'none'})",
         f"{len(model.layers)} layers of {model.experts} experts",
     ]
     if counts.tokens:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tenth.errors import RequestError
+from tenth.files import check_new_file
 from tenth.model.batch import Batch, Want
 from tenth.model.config import ModelConfig
 from tenth.model.decoder import Decoder, LayerResult
@@ -132,8 +133,7 @@ def profile_text(
     model, text and options. RequestError where `out` is there already or the text has no token.
     """
     options = options or ProfileOptions()
-    if out.exists():
-        raise RequestError(f"{out}: exists; choose another name or remove it first")
+    check_new_file(out)
     partial, key = out.with_name(out.name + ".partial"), _key(profiler, text, ids_of, options)
     done = shown = _resume(profiler, partial, key)
     saved = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tenth.errors import MachineError, WeightsError
+from tenth.files import check_place
 from tenth.kernels.packed import PackedExpertTable, PackedWeight
 from tenth.model.decoder import Decoder
 from tenth.model.huggingface_export import config_to_huggingface, exportable_as
@@ -66,9 +66,7 @@ def check_new_folder(folder: Path) -> None:
     """WeightsError where `folder` exists and is not empty, MachineError where it cannot be made: before any work."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder}: exists and is not an empty folder; choose another name or remove it first")
-    nearest = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise MachineError(f"{folder}: cannot be written: {nearest} is no folder that may be written to")
+    check_place(folder / "file")
 
 
 @contextmanager

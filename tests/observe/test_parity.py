@@ -60,7 +60,7 @@ def test_a_model_is_identical_to_itself(model: Path, int4: Path, name: str, back
     assert found["perplexity"]["ratio"] == 1
     assert found["replayed"]["kl_mean"] == 0
     assert found["verdict"]["kind"] == "identical"
-    assert max(layer["error"] for layer in found["layers"]) < 1e-5
+    assert max(layer["error"] for layer in found["layers"]) <= (0 if name == "a" else 1e-7)  # packed sums are grouped
     assert passed(found)
 
 
