@@ -2,7 +2,8 @@
 
 - `path`: `tenth serve` and a cluster of one replica, both of `--threads` threads, take turns at `--streams` streaming
   completions. The bar: the cluster gives 0.85 of the plain server's tokens a second.
-- `two`: clusters of one and of two replicas, of one thread each, take turns at the same. The bar: 1.6 of one's.
+- `two`: clusters of one and of two replicas, of one thread each, take turns at the same, and at twice the streams, so
+  that each of two has as many as the one: half as many share less of the reading of weights. The bar: 1.6 of one's.
 - `prefix`: two replicas, routed by prefix and at random; `--groups` beginnings of 512 tokens, each asked `--questions`
   times with another end, in random order, by four clients. All beginnings fit into the caches of both replicas
   together, and not into that of one. `cached_tokens` are those of the answers' usage. The bar: 1.5 of random's.
@@ -40,6 +41,7 @@ from serving import Served, Taken, compared, completion, free_port, load, prompt
 
 ROWS = ("path", "two", "prefix", "kill")
 PLAIN, CLUSTER, ONE, TWO = "tenth serve", "one replica", "one replica", "two replicas"
+TWICE = "two, twice the streams"
 PROMPT, TOKENS = 64, 64  # of the rows `path` and `two`
 BEGINNING, END, KEPT_KV = 512, 32, "110MB"  # of `prefix`; the cache holds about nine beginnings of the default model
 KILLED = {"replica": "ray::ServeReplica", "controller": "ray::ServeController", "front": "front_process"}
@@ -85,13 +87,16 @@ def throughput(options: argparse.Namespace, row: str, model: Path | str) -> list
             sides = {PLAIN: tenth_server(model, *shared), CLUSTER: cluster(model, 1, *shared)}
         else:
             sides = {ONE: cluster(model, 1, *shared), TWO: cluster(model, 2, *shared)}
-        servers = {name: stack.enter_context(side) for name, side in sides.items()}
+        servers = {name: (stack.enter_context(side), options.streams) for name, side in sides.items()}
+        if row == "two":  # a replica of two as busy as the one
+            servers[TWICE] = (servers[TWO][0], 2 * options.streams)
         for number in range(-1, options.rounds):  # the first one warms up
             before, round_ = probed(options.probe), dict[str, dict[str, float]]()
             for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
-                seed = 1000 * (2 * number + list(servers).index(name))
-                bodies = [completion(seed + n, PROMPT, TOKENS) for n in range(options.streams)]
-                found = load(servers[name], [[body] for body in bodies]).figures()
+                served, streams = servers[name]
+                seed = 1000 * (3 * number + list(servers).index(name))
+                bodies = [completion(seed + n, PROMPT, TOKENS) for n in range(streams)]
+                found = load(served, [[body] for body in bodies]).figures()
                 said = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{row} {number + 1}/{options.rounds} {name}: {said}", file=sys.stderr, flush=True)
                 round_[name] = found

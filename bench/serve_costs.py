@@ -1,4 +1,4 @@
-"""Costs of `tenth serve`: the first event of a short chat, answers that were kept, metrics, somebody who looks on.
+"""Costs of `tenth serve`: the first event of a short chat, answers that were kept, metrics (a viewer: live_cost.py).
 
 - `first`: one client asks short chats, streaming, one behind the other; seconds until the first event. `again` is a
   chat that was asked before (its keys and values are found), `new` one whose question is new. The bar: 60 ms, half.
@@ -8,12 +8,11 @@
 - `metrics`: servers with and without `--no-metrics` take turns at 16 streams; the ratios of rounds, with the 95 %
   interval of their mean. The bar: a difference under 1 %. A round has both in one order and then in the other, so
   that what drifts falls on both.
-- `live`: the same of one server, with somebody who reads `/v1/live` and without. The bar: a difference under 2 %.
 
 Clients run on the same cores: milliseconds of CPU for each token or request are told for both sides. A probe of the
 memory's bandwidth runs around each measurement.
 
-usage: python bench/serve_costs.py [MODEL] [--rows first,cache,metrics,live] [--rounds 5] [--json FILE]
+usage: python bench/serve_costs.py [MODEL] [--rows first,cache,metrics] [--rounds 5] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,26 +21,21 @@ import argparse
 import json
 import resource
 import shutil
-import socket
 import sys
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cpu_vs_peers import PLACES, probed, said_by
 from serving import Load, Served, Taken, compared, completion, cpu_seconds, load, servable, spread, tenth_server
 
-ROWS = ("first", "cache", "metrics", "live")
-CHAT, TEXT, LIVE = "/v1/chat/completions", "/v1/completions", "/v1/live"
+ROWS = ("first", "cache", "metrics")
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CLIENTS, STREAMS, TOKENS, KEPT = 8, 16, 128, 64
 OFF, ON = "without", "with"
-Side = Callable[[], AbstractContextManager[Served]]
 _DONE = """
 done = function(summary, latency, requests)
   local e = summary.errors
@@ -144,38 +138,19 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-# ---- metrics, and somebody who looks on
+# ---- metrics
 
 
-def paired(options: argparse.Namespace, row: str, number: int, sides: dict[str, Side]) -> list[Taken]:
+def paired(options: argparse.Namespace, row: str, number: int, sides: dict[str, Served]) -> list[Taken]:
     """Of a round: both sides, there and back, each one's figures the means of its two."""
     order = [OFF, ON, ON, OFF] if number % 2 == 0 else [ON, OFF, OFF, ON]
     before, found = probed(options.probe), dict[str, list[Load]]({OFF: [], ON: []})
     for at, name in enumerate(order):
         seed = 1000 * (4 * number + at)
         bodies = [completion(seed + n, TOKENS, TOKENS) for n in range(STREAMS)]
-        with sides[name]() as served:
-            found[name].append(load(served, [[body] for body in bodies]))
+        found[name].append(load(sides[name], [[body] for body in bodies]))
     probe = (before + probed(options.probe)) / 2
     return [Taken(row, number, name, probe, means([one.figures() for one in own])) for name, own in found.items()]
-
-
-@contextmanager
-def looked_at(served: Served) -> Iterator[Served]:
-    """A server while somebody looks on, who must have been told something."""
-    host, _, port = urlsplit(served.address).netloc.partition(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(f"GET {LIVE} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
-        told = list[bytes]()
-        reader = threading.Thread(target=lambda: told.extend(iter(lambda: connection.recv(1 << 20)[:4], b"")))
-        reader.start()
-        try:
-            yield served
-        finally:
-            connection.shutdown(socket.SHUT_RDWR)
-            reader.join()
-    if len(told) < 2:
-        sys.exit(f"{LIVE} told nothing")
 
 
 def means(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -195,12 +170,10 @@ def take(options: argparse.Namespace, row: str, model: Path | str) -> list[Taken
 
         taken = []
         one = begin("--response-cache", f"{folder}/kept.sqlite") if row == "cache" else begin()
-        sides = dict[str, Side]()
+        sides = dict[str, Served]()
         if row == "metrics":
             without = begin("--no-metrics")
-            sides = {OFF: lambda: nullcontext(without), ON: lambda: nullcontext(one)}
-        elif row == "live":
-            sides = {OFF: lambda: nullcontext(one), ON: lambda: looked_at(one)}
+            sides = {OFF: without, ON: one}
         if sides:
             paired(options, row, -1, sides)  # to warm up
         for number in range(options.rounds):
@@ -217,7 +190,7 @@ def take(options: argparse.Namespace, row: str, model: Path | str) -> list[Taken
 
 def table(taken: list[Taken]) -> str:
     """Of a row."""
-    base = {"first": "new", "cache": "whole", "metrics": OFF, "live": OFF}[taken[0].row]
+    base = {"first": "new", "cache": "whole", "metrics": OFF}[taken[0].row]
     shown = [
         Taken(t.row, t.round, t.name, t.probe, {key: v for key, v in t.figures.items() if "probe" not in key})
         for t in taken
