@@ -203,7 +203,10 @@ class Model:
         messages = [item for item in items if isinstance(item, Mapping)]
         if messages and len(messages) == len(items):
             if self.template is None:
-                raise TemplateError("the model has no chat template; give one, or generate from a plain prompt")
+                words = (
+                    "the model has no chat template; give one (--chat-template FILE), or generate from a plain prompt"
+                )
+                raise TemplateError(words)
             return self.template.encode(
                 self.tokenizer, messages, tools=settings.tools, arguments=settings.template_arguments
             )

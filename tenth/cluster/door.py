@@ -13,6 +13,7 @@ from tenth.errors import MachineError
 from tenth.serve.guard import ANONYMOUS, Caller, let_in
 from tenth.serve.keys import Keys
 from tenth.serve.limits import Lease, LimitReached, Limits
+from tenth.serve.problems import HttpProblem, openai_form
 from tenth.serve.trace import record_of
 
 log = logging.getLogger("tenth.serve")
@@ -69,7 +70,8 @@ class TrustedDoor:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if not wire.knows_secret(scope["headers"], self._secret):
             record_of(scope).error = "not from the front"
-            await JSONResponse({"error": {"message": "ask the cluster's front"}}, 403)(scope, receive, send)
+            problem = HttpProblem(403, "ask the cluster's front", "not_from_the_front")
+            await JSONResponse(openai_form(problem), 403)(scope, receive, send)
             return
         name = headers.get(wire.CALLER, ANONYMOUS)
         number = headers.get(wire.LEASE)

@@ -32,8 +32,11 @@ from tenth.errors import TenthError
 from tenth.serve.answering import unless_left
 from tenth.serve.guard import Caller, caller_of
 from tenth.serve.json_body import raw_body
-from tenth.serve.problems import HttpProblem, answer_of, problem_of
+from tenth.serve.keys import Keys
+from tenth.serve.live import KEY_GONE
+from tenth.serve.problems import HttpProblem, answer_of, openai_form, problem_of
 from tenth.serve.service import ServeOptions
+from tenth.serve.sse import sse
 from tenth.serve.trace import record_of
 
 Phase = Literal["waiting", "ready", "draining"]
@@ -59,9 +62,16 @@ class Front:
     """The ASGI application behind the guard. `draining` takes no new work; `cut` ends what is left."""
 
     def __init__(
-        self, options: ServeOptions, members: Members, leases: OpenLeases, policy: Policy, secret: str
+        self,
+        options: ServeOptions,
+        members: Members,
+        leases: OpenLeases,
+        policy: Policy,
+        secret: str,
+        keys: Keys | None = None,
     ) -> None:
         self.options, self.members, self.leases, self.policy, self.secret = options, members, leases, policy, secret
+        self._keys = keys
         self.counts, self.draining = FrontCounts(), False
         self._session: aiohttp.ClientSession | None = None
         self._chance, self._work = random.Random(), set[asyncio.Task[None]]()
@@ -140,12 +150,12 @@ class Front:
         try:
             if not await view.opened():
                 return False
-            await unless_left(request, self._frames(view, send))
+            await unless_left(request, self._frames(view, caller, send))
             return True
         finally:
             view.close()
 
-    async def _frames(self, view: LiveView, send: Send) -> None:
+    async def _frames(self, view: LiveView, caller: Caller, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
@@ -154,8 +164,12 @@ class Front:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         with suppress(TimeoutError):
             async for frame in view.frames(lambda: self.draining):
+                valid = self._keys is None or self._keys.holds(caller.tenant)
+                body = frame if valid else sse(openai_form(HttpProblem(401, KEY_GONE, "invalid_api_key")))
                 async with asyncio.timeout(self.options.send_seconds):
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                if not valid:
+                    break
         await send({"type": "http.response.body", "body": b""})
 
     async def _counted(self, request: Request, asked: Asked, own: list[tuple[bytes, bytes]], send: Send) -> None:

@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from tenth.cluster import far_log
 from tenth.cluster.front_leases import OpenLeases
 from tenth.cluster.members import Members
 from tenth.cluster.wire import ANNOUNCE, LEASES, News, knows_secret
 from tenth.serve.json_body import json_body
 from tenth.serve.limits import LimitReached
 
-_MOST, _SECONDS = 4096, 10.0
+_MOST, _SECONDS = 1 << 18, 10.0
 log = logging.getLogger("tenth.serve")
 
 
@@ -39,6 +40,9 @@ class Inner:
     def _told(self, path: str, body: dict[str, Any]) -> Response:
         if path == ANNOUNCE:
             return self._announced(News(**body))
+        if path == far_log.LOG:
+            far_log.write(body["replica"], body["lines"])
+            return JSONResponse({})
         _, _, rest = path.partition(f"{LEASES}/")
         name, _, what = rest.partition("/")
         if what not in ("reserve", "used"):

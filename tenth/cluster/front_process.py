@@ -85,7 +85,7 @@ class FrontLife:
 
     def __init__(self, options: FrontOptions, guards: Guards, outer: socket.socket, inner: socket.socket) -> None:
         self.members, leases = Members(), OpenLeases()
-        self.front = Front(options.serve, self.members, leases, options.route, options.secret)
+        self.front = Front(options.serve, self.members, leases, options.route, options.secret, guards.keys)
         http: Counter[tuple[str, int]] = self.front.counts.http
         public = PUBLIC if options.serve.console else None
         guarded = cast(ASGIApp, Guard(self.front, guards.keys, guards.limiter, public))

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from tenth.api.model import Model
 from tenth.cluster.door import JudgedKeys, TrustedDoor
+from tenth.cluster.far_log import FarLog
 from tenth.cluster.to_front import ToFront
 from tenth.cluster.wire import ANNOUNCE, News
 from tenth.engine.engine import Engine
@@ -106,7 +107,8 @@ class Hosted:
     async def _live(self) -> None:
         options = self.options
         stored = None if options.profile is None else read_profile(options.profile)
-        front = ToFront(options.front, options.secret)
+        front, self._said = ToFront(options.front, options.secret), FarLog(self.name)
+        logging.getLogger("tenth").addHandler(self._said)
         bare, serve = replace(options.guards, keys=None, api_key=None), replace(options.serve, hosts=None, origins=())
         with open_guards(bare) as guards, open_reviews(options.reviews) as queue:
             if options.keyed:
@@ -121,6 +123,8 @@ class Hosted:
                 announcing.cancel()
                 await asyncio.gather(announcing, return_exceptions=True)
                 await self._tell(front, "stopped")
+                await self._said.send(front)
+                logging.getLogger("tenth").removeHandler(self._said)
                 await front.close()
 
     async def _announce(self, front: ToFront) -> None:
@@ -132,6 +136,7 @@ class Hosted:
             if phase != last or loop.time() - at >= _EVERY_S:
                 last, at = phase, loop.time()
                 await self._tell(front, phase)
+                await self._said.send(front)
             await asyncio.sleep(_LOOK_S)
 
     async def _tell(self, front: ToFront, phase: str) -> None:

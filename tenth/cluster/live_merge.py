@@ -52,7 +52,8 @@ def merged(events: Sequence[Json], nodes: Sequence[str]) -> Json:
     """Events of replicas on these nodes as one; at least one. Model and phase are those of the first that is ready."""
     first = next((one for one in events if one["phase"] == "ready"), events[0])
     requests, caches = [one["requests"] for one in events], [one["cache"] for one in events]
-    rates = [cache["prefix_hit_rate"] for cache in caches if cache["prefix_hit_rate"] is not None]
+    sought = sum(cache["sought_tokens"] for cache in caches)
+    found = sum(cache["sought_tokens"] * (cache["prefix_hit_rate"] or 0.0) for cache in caches)
     rows = sorted((row for one in requests for row in one["list"]), key=lambda row: -row["seconds"])
     return {
         **first,
@@ -60,8 +61,8 @@ def merged(events: Sequence[Json], nodes: Sequence[str]) -> Json:
         **_experts(events),
         "requests": {name: sum(one[name] for one in requests) for name in ("running", "waiting")}
         | {"list": rows[:_LISTED]},
-        "cache": {name: sum(cache[name] for cache in caches) for name in ("used_tokens", "tokens")}
-        | {"prefix_hit_rate": round(sum(rates) / len(rates), 4) if rates else None},
+        "cache": {name: sum(cache[name] for cache in caches) for name in ("used_tokens", "tokens", "sought_tokens")}
+        | {"prefix_hit_rate": round(found / sought, 4) if sought else None},
         "speed": _speed([one["speed"] for one in events], nodes),
         "replicas": len(events),
     }

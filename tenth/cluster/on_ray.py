@@ -22,6 +22,7 @@ from tenth.cluster.replica import Replica, node_address
 from tenth.errors import MachineError, RequestError
 
 _STORE = 80 << 20  # bytes of Ray's object store, which nothing is put into; it takes no less
+_REACHED_S = 5.0  # for a connection to a cluster that is there
 _TARGET = 8.0  # requests that a replica should have, where their number is Serve's to choose
 _LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -90,10 +91,11 @@ class OnRay:
             if self.address is None:
                 self._begin_here()
             else:
+                self._check_head()
                 import ray
 
-                self._begun = True
                 ray.init(self.address, configure_logging=False, log_to_driver=False)
+                self._begun = True
         except (OSError, ValueError, RuntimeError) as error:
             where = f"Ray at {self.address} cannot be reached" if self.address else "Ray cannot be started here"
             raise MachineError(f"{where}: {_last_line(error)}") from None
@@ -103,6 +105,16 @@ class OnRay:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled", logging_config=quiet)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+    def _check_head(self) -> None:
+        """OSError, ValueError where nobody listens at the address: Ray itself tries for minutes, and then ends."""
+        assert self.address is not None, "of a cluster that is there"
+        if self.address == "auto":
+            return
+        parts = urlsplit(self.address if "://" in self.address else f"//{self.address}")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("an address is HOST:PORT, ray://HOST:PORT or auto")
+        socket.create_connection((parts.hostname, parts.port), timeout=_REACHED_S).close()
 
     def _begin_here(self) -> None:
         os.environ.update({**_LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)})  # read when Ray is imported

@@ -140,6 +140,7 @@ def _serve(given: Mapping[str, Any]) -> None:
     from tenth.cluster.on_ray import Scale
     from tenth.commands.progress import progress_bars
     from tenth.commands.serving import guard_options, say_where, serve_options
+    from tenth.routing.profile_file import read_profile
     from tenth.serve.guards import open_guards
     from tenth.serve.logs import log_to_stderr
     from tenth.serve.review_queue import open_reviews
@@ -151,6 +152,8 @@ def _serve(given: Mapping[str, Any]) -> None:
     with open_guards(guards) as opened, open_reviews(_reviews(given)) as queue:  # what cannot be had is said at once
         log_to_stderr(given["log"], masked=opened.privacy.on)
         kept = None if queue is None else queue.store.name
+    if given["profile"] is not None and given["address"] is None:
+        read_profile(given["profile"])
     with progress_bars() as report:
         packed = given["dtype"] == "auto" and given["backend"] != "reference"
         model = str(resolve(given["model"], report, packed=packed)) if given["address"] is None else given["model"]
@@ -203,7 +206,6 @@ def _supervisor(given: Mapping[str, Any], scale: Scale, bound: Any, model: str) 
     host, number = inner.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{number}"
     load = replace(load_options(given), model=model)
-    replicas = ReplicaOptions(
-        load, serve, guards, where, secret, keyed=keyed, profile=given["profile"], reviews=_reviews(given)
-    )
+    profile = None if given["profile"] is None else given["profile"].resolve()  # replicas work in another folder
+    replicas = ReplicaOptions(load, serve, guards, where, secret, keyed=keyed, profile=profile, reviews=_reviews(given))
     return Supervisor(front, replicas, ray, bound, inner, admin_path(given["state"] or state_home(), port))

@@ -14,6 +14,7 @@ from tenth.serve.service import Service, service_of
 from tenth.serve.sse import EventStream, sse
 
 PATH = "/v1/live"
+KEY_GONE = "the key is valid no more"
 router = APIRouter()
 _DESCRIBED = {"description": "Snapshots until somebody leaves.", "content": {"text/event-stream": {}}}
 
@@ -34,7 +35,7 @@ class Viewer:
             number = tick.number
             keys = self.service.guards.keys
             if keys is not None and self._tenant is not None and not keys.holds(self._tenant):
-                raise HttpProblem(401, "the key is valid no more", "invalid_api_key")
+                raise HttpProblem(401, KEY_GONE, "invalid_api_key")
             yield tick.frame(self._tenant)
 
     def close(self) -> None:

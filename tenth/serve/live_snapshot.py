@@ -1,4 +1,4 @@
-"""How a server is at a moment: its experts, requests, cache and speed, as numbers that add up over several servers.
+"""How a server is at a moment: its experts, requests, cache and speed, as numbers that add up over several.
 
 L sparse layers, E experts.
 """
@@ -6,8 +6,6 @@ L sparse layers, E experts.
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import Any, Literal
@@ -20,7 +18,6 @@ from tenth.routing.drift import Drift
 Json = dict[str, Any]
 
 _LISTED = 100  # requests that are told one by one
-_OTHERS = "the servers' models have other layers or experts than each other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,7 @@ class CacheUse:
     def json(self) -> Json:
         """The rate is null where nothing was looked for."""
         rate = round(self.found / self.sought, 4) if self.sought else None
-        return {"used_tokens": self.used, "tokens": self.tokens, "prefix_hit_rate": rate}
+        return {"used_tokens": self.used, "tokens": self.tokens, "sought_tokens": self.sought, "prefix_hit_rate": rate}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,56 +163,6 @@ class Snapshot:
 def packed(counts_LE: Ints) -> str:
     """uint32, little endian, row by row, in base64; no window comes to four milliards."""
     return base64.b64encode(counts_LE.astype("<u4").tobytes()).decode()
-
-
-def merge(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """Several servers of one model as one; at least one. Model and phase are those of the first that is ready, if any.
-
-    Measures of layers are of the summed counts. Drift is that of the server that moved furthest: it is judged where the
-    stored profile is. The machine's speed adds up too, which for servers of one machine is more than memory gives.
-    """
-    first = next((one for one in snapshots if one.phase == "ready"), snapshots[0])
-    experts, why = _merged_experts(snapshots)
-    caches, speeds = [one.cache for one in snapshots], [one.speed for one in snapshots]
-    return Snapshot(
-        first.model,
-        first.phase,
-        max(one.uptime_s for one in snapshots),
-        experts,
-        why,
-        tuple(row for one in snapshots for row in one.rows),
-        CacheUse(
-            *(sum(column) for column in zip(*((c.used, c.tokens, c.sought, c.found) for c in caches), strict=True))
-        ),
-        Speed(
-            sum(speed.generated for speed in speeds),
-            sum(speed.prompt for speed in speeds),
-            _sum(speed.read for speed in speeds),
-            _sum(speed.machine for speed in speeds),
-        ),
-    )
-
-
-def _merged_experts(snapshots: Sequence[Snapshot]) -> tuple[Experts | None, str | None]:
-    """Of those that have any, all of one shape; else why there are none."""
-    found = [one.experts for one in snapshots if one.experts is not None]
-    if not found:
-        return None, snapshots[0].why
-    if len({(one.recent.layers, one.recent.counts_LE.shape) for one in found}) > 1:
-        return None, _OTHERS
-    now, recent = found[0].now.copy(), found[0].recent.copy()
-    for one in found[1:]:
-        now.add(one.now)
-        recent.add(one.recent)
-    drifts = [one.drift for one in found if one.drift is not None]
-    worst = max(drifts, key=lambda seen: seen.drift.excess, default=None)
-    return Experts(now, recent, max(one.seconds for one in found), worst), None
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """None where one of them is not known: a part is no sum."""
-    known = list(values)
-    return None if any(value is None for value in known) else math.fsum(value for value in known if value is not None)
 
 
 def _numbers(values_L: Floats) -> list[float | None]:

@@ -109,12 +109,19 @@ class ReviewStore:
         return decided
 
     def _trim(self, execute: Execute) -> None:
-        """Those decided longest ago go first; where all wait, the oldest."""
+        """Of the owner who has most those decided longest ago go first, and where all wait, the oldest.
+
+        So nobody who flags without end throws out what others have.
+        """
         beyond = execute("SELECT COUNT(*) FROM tenth_reviews", ())[0][0] - self._keep
-        if beyond > 0:
+        while beyond > 0:
+            most = "SELECT owner, COUNT(*) FROM tenth_reviews GROUP BY owner ORDER BY COUNT(*) DESC, owner LIMIT 2"
+            (owner, count), *others = execute(most, ())
+            gone = min(beyond, count - others[0][1] + 1 if others else count)
             order = "CASE WHEN state = 'waiting' THEN 1 ELSE 0 END, decided, id"
-            which = f"SELECT id FROM tenth_reviews ORDER BY {order} LIMIT ?"
-            execute(f"DELETE FROM tenth_reviews WHERE id IN ({which})", (beyond,))
+            which = f"SELECT id FROM tenth_reviews WHERE owner = ? ORDER BY {order} LIMIT ?"
+            execute(f"DELETE FROM tenth_reviews WHERE id IN ({which})", (owner, gone))
+            beyond -= gone
 
 
 def _those(states: Sequence[State], owner: str | None) -> tuple[str, tuple[object, ...]]:

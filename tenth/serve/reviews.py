@@ -136,6 +136,8 @@ def _query(request: Request, *known: str) -> dict[str, str]:
     for name in request.query_params:
         if name not in known:
             raise RequestError(f"{PATH} takes no {name!r:.40} (there are: {', '.join(known)})")
+        if len(request.query_params.getlist(name)) > 1:
+            raise RequestError(f"{name} is there more than once")
     return dict(request.query_params)
 
 
@@ -159,8 +161,8 @@ def _flagged(request: Request, body: Json) -> Review:
     template = service.loaded[0].template if service.loaded is not None else None
     check_messages(messages, None if template is None else template.source)
     note = _text(body, "note", _LONGEST_NOTE)
-    answer = _text(body, "answer")
-    if answer is None:
+    answer, reasoning = _text(body, "answer") or "", _text(body, "reasoning") or None
+    if not (answer + (reasoning or "")).strip():
         raise RequestError("answer is missing: it is what is flagged")
     return Review(
         key=caller.name,
@@ -169,7 +171,7 @@ def _flagged(request: Request, body: Json) -> Review:
         messages=kept_messages(messages),
         answer=answer,
         reasons=(Reason("person", note or f"flagged by {caller.name}"),),
-        reasoning=_text(body, "reasoning") or None,
+        reasoning=reasoning,
         note=note,
     )
 
@@ -178,11 +180,11 @@ def _verdict(body: Json, by: str) -> Verdict:
     _check_names(body, "decision", "correction", "note", "seen")
     decision, correction, seen = body.get("decision"), _text(body, "correction", MOST_BYTES // 8), body.get("seen")
     if not isinstance(decision, str) or decision not in DECIDED:
-        raise RequestError(f"decision is {decision!r:.40}, it must be one of {', '.join(DECIDED)}")
-    if (decision == "correct") != bool(correction):
+        raise RequestError(f"decision is {json.dumps(decision):.40}, it must be one of {', '.join(DECIDED)}")
+    if (decision == "correct") != (correction is not None) or (correction is not None and not correction.strip()):
         raise RequestError("correction is the answer that is right: it goes with the decision correct, which needs it")
     if seen is not None and type(seen) is not int:
-        raise RequestError(f"seen is {seen!r:.40}, it must be the version of the review that was looked at")
+        raise RequestError(f"seen is {json.dumps(seen):.40}, it must be the version of the review that was looked at")
     return Verdict(decision, by, correction, _text(body, "note", _LONGEST_NOTE), seen)
 
 

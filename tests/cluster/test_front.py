@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 pytest.importorskip("aiohttp", reason="the front needs aiohttp, which ray[serve] brings")
 
 from tenth.serve.guards import GuardOptions
-from tenth.serve.keys import new_key
+from tenth.serve.keys import new_key, remove_key
 from tenth.serve.limits import Limits
 from tenth.serve.review_queue import ReviewOptions
 from tenth.serve.service import ServeOptions
@@ -156,6 +157,34 @@ def test_the_console_is_public_and_what_it_shows_is_not(tmp_path: Path) -> None:
         page = httpx.get(running.url + "/")
         assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
         assert httpx.get(running.url + "/v1/live").status_code == 401
+
+
+def test_who_has_lost_the_key_looks_on_no_more(tmp_path: Path) -> None:
+    key = new_key(tmp_path / "keys.toml", "bob", Limits())
+    guards = GuardOptions(keys=tmp_path / "keys.toml", state=tmp_path)
+    with fronted(tmp_path, "one", guards=guards) as running:
+        headers, told = {"authorization": f"Bearer {key}"}, list[str]()
+        with httpx.stream("GET", running.url + "/v1/live", headers=headers, timeout=20) as answer:
+            for line in answer.iter_lines():
+                told += [line] if line else []
+                if line and len(told) == 1:
+                    remove_key(tmp_path / "keys.toml", "bob")
+        assert "invalid_api_key" in told[-1]
+        assert "invalid_api_key" not in "".join(told[:-1])
+
+
+def test_what_replicas_warn_of_is_in_the_fronts_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with fronted(tmp_path, "one") as running:
+        try:
+            raise ValueError("on purpose")
+        except ValueError:
+            logging.getLogger("tenth.serve").exception("a look has failed")
+        running.until(lambda: "tenth.cluster.replicas" in {record.name for record in caplog.records})
+        time.sleep(0.7)
+        (found,) = (record for record in caplog.records if record.name == "tenth.cluster.replicas")
+    assert found.levelno == logging.ERROR
+    assert found.getMessage().startswith("replica one: a look has failed\nTraceback")
+    assert found.getMessage().endswith("ValueError: on purpose")
 
 
 def test_limits_are_kept_once_in_front(tmp_path: Path) -> None:

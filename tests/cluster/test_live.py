@@ -53,7 +53,7 @@ def event(now: list[int], recent: list[int], **more: Any) -> dict[str, Any]:
         "uptime_s": 5.0,
         "experts": experts,
         "requests": {"running": 1, "waiting": 2, "list": [{"id": "r", "seconds": 1.0}]},
-        "cache": {"used_tokens": 10, "tokens": 100, "prefix_hit_rate": 0.5},
+        "cache": {"used_tokens": 10, "tokens": 100, "sought_tokens": 40, "prefix_hit_rate": 0.5},
         "speed": {"generated_per_s": 1.5, "prompt_per_s": 0.25, "limit": limit},
         **more,
     }
@@ -78,8 +78,18 @@ def test_counts_add_up_and_measures_are_of_the_sums(parts: list[tuple[list[int],
     count = len(parts)
     assert found["requests"]["running"] == count
     assert len(found["requests"]["list"]) == count
-    assert found["cache"] == {"used_tokens": 10 * count, "tokens": 100 * count, "prefix_hit_rate": 0.5}
+    sums = {"used_tokens": 10 * count, "tokens": 100 * count, "sought_tokens": 40 * count}
+    assert found["cache"] == {**sums, "prefix_hit_rate": 0.5}
     assert found["speed"]["generated_per_s"] == 1.5 * count
+
+
+def test_a_replica_that_has_looked_for_more_counts_for_more() -> None:
+    busy, idle, new = (event([0] * 8, [1] * 8) for _ in range(3))
+    busy["cache"] |= {"sought_tokens": 900, "prefix_hit_rate": 0.9}
+    idle["cache"] |= {"sought_tokens": 100, "prefix_hit_rate": 0.1}
+    new["cache"] |= {"sought_tokens": 0, "prefix_hit_rate": None}
+    assert merged([busy, idle, new], ["a", "a", "b"])["cache"]["prefix_hit_rate"] == 0.82
+    assert merged([new], ["a"])["cache"]["prefix_hit_rate"] is None
 
 
 def test_a_machine_is_counted_once() -> None:

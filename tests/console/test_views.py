@@ -211,7 +211,7 @@ def test_a_key_is_asked_for_and_kept(browser: Any, monkeypatch: pytest.MonkeyPat
             look.page.get_by_label("Key", exact=True).fill(key)
             look.page.get_by_role("button", name="Use this key").click()
             if key == "wrong":
-                look.page.get_by_text("may not be valid").wait_for()
+                look.page.get_by_text("does not take the key in use").wait_for()
         look.page.locator("#status").get_by_text("scripted").wait_for()
         look.send("hello")
         look.page.get_by_text("You said: hello.").wait_for()

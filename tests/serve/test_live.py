@@ -147,6 +147,7 @@ def test_speed_and_cache_are_those_of_the_engine(tmp_path: Path) -> None:
         assert next(snapshots)["cache"] == {
             "used_tokens": 0,
             "tokens": running.service.engine.engine.tokens,
+            "sought_tokens": running.service.engine.engine.scheduler.counts.sought,
             "prefix_hit_rate": 0.0,
         }
         with ThreadPoolExecutor(1) as pool:
@@ -318,6 +319,6 @@ def test_a_server_that_still_loads_is_seen() -> None:
             asyncio.get_running_loop().call_later(0.1, service.live.close)
             told = json.loads((await client.get(PATH)).text.split("\n")[0][6:])
         assert (told["phase"], told["experts"], told["why"]) == ("loading", None, "the model is not loaded yet")
-        assert told["cache"] == {"used_tokens": 0, "tokens": 0, "prefix_hit_rate": None}
+        assert told["cache"] == {"used_tokens": 0, "tokens": 0, "sought_tokens": 0, "prefix_hit_rate": None}
 
     within(20, work())

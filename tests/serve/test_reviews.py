@@ -358,6 +358,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     (flag() | {"messages": [{"role": "user", "contents": "x"}]}, 400, "messages[0].content must be"),
     ({"messages": [{"role": "user", "content": "x"}]}, 400, "answer is missing"),
     (flag() | {"answer": ["x"]}, 400, "answer must be a text"),
+    (flag(" \n"), 400, "answer is missing"),
     (flag() | {"answers": "x"}, 400, "a review has no 'answers'"),
     (flag() | {"note": "x" * 10_001}, 400, "note has 10,001 characters"),
     (flag("x" * 1_100_000), 400, "answer has 1,100,000 characters"),
@@ -385,7 +386,17 @@ def test_questions_and_decisions_that_are_none(reviews_url: str, tmp_path: Path)
     async def work() -> None:
         async with reviewed(reviews_url, tmp_path) as (client, _):
             made = (await client.post(URL, json=flag())).json()
-            for query in ("limit=0", "limit=201", "limit=x", "limit=%C2%B2", "state=open", "state=", "after=1", "x=1"):
+            for query in (
+                "limit=0",
+                "limit=201",
+                "limit=x",
+                "limit=%C2%B2",
+                "state=open",
+                "state=",
+                "after=1",
+                "x=1",
+                "limit=1&limit=2",
+            ):
                 assert (await client.get(f"{URL}?{query}")).status_code == 400, query
             for query in ("state=waiting", "limit=3"):
                 assert (await client.get(f"{URL}/export?{query}")).status_code == 400, query
@@ -398,6 +409,8 @@ def test_questions_and_decisions_that_are_none(reviews_url: str, tmp_path: Path)
             bad: list[dict[str, Any]] = [
                 {},
                 {"decision": "maybe"},
+                {"decision": "correct", "correction": " \n"},
+                {"decision": "approve", "correction": ""},
                 {"decision": ["approve"]},
                 {"decision": "correct"},
                 {"decision": "correct", "correction": ""},

@@ -70,6 +70,19 @@ def test_owners_see_their_own(store: ReviewStore) -> None:
     assert (store.waiting("me"), store.waiting(), store.waiting("nobody")) == (1, 2, 0)
 
 
+def test_who_flags_without_end_throws_out_nobody_elses(reviews_url: str) -> None:
+    store = ReviewStore(opened(reviews_url), 6)
+    (decided, waiting) = store.add([review(name, owner="alice") for name in "ab"])
+    store.decide(decided.id, Verdict("approve", "rita"))
+    flood = [store.add([review(f"{n}", owner="bob")])[0] for n in range(9)]
+    store.add([review(f"at once {n}", owner="carol") for n in range(9)])
+    left = store.page(ALL).reviews
+    assert [one.id for one in left if one.owner == "alice"] == [decided.id, waiting.id]
+    assert [one.id for one in left if one.owner == "bob"] == [one.id for one in flood[-2:]]
+    assert [one.answer for one in left if one.owner == "carol"] == ["at once 7", "at once 8"]
+    store.close()
+
+
 def test_decisions_follow_each_other(store: ReviewStore) -> None:
     (one,) = store.add([review("a", note="first")])
     decided = store.decide(one.id, Verdict("correct", "bob", correction=ODD, seen=1))

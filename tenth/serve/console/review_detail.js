@@ -9,7 +9,7 @@ export function reviewDetail({ decide }) {
   let review = null;
   let mode = "read";
   const problem = h("p", { class: "bad-words", role: "alert" });
-  const note = h("input", { id: "review-note", type: "text", maxlength: 2000 });
+  const note = h("input", { id: "review-note", type: "text", maxlength: 10000 });
   const editor = h("textarea", { id: "review-correction", rows: 12 });
   const body = h("div", { class: "review-body" });
   const buttons = {
@@ -66,7 +66,7 @@ export function reviewDetail({ decide }) {
     const words = note.value.trim();
     const all = Object.values(buttons);
     for (const button of all) button.disabled = true;
-    const refused = await decide(review, words ? { ...decision, note: words } : decision);
+    const refused = await decide(review, words || review.note ? { ...decision, note: words } : decision);
     for (const button of all) button.disabled = false;
     say(problem, "text", refused ?? "");
   }

@@ -29,8 +29,8 @@ export const WORDS = {
   "key.title": ["API key", "API 密钥"],
   "key.why": ["This server asks for an API key.", "此服务器需要 API 密钥。"],
   "key.other": [
-    "Another key takes the place of the one in use, which may not be valid.",
-    "新密钥将替换当前密钥（当前密钥可能无效）。",
+    "The server does not take the key in use. Another one takes its place.",
+    "服务器不接受当前密钥，新密钥将替换它。",
   ],
   "key.name": ["Key", "密钥"],
   "key.kept": [
@@ -196,7 +196,7 @@ export const WORDS = {
   "load.hits_say": ["of prompt tokens found in the cache", "提示词元在缓存中的比例"],
   "load.limit": ["Share of the machine's limit", "占机器上限的比例"],
   "load.limit_of": ["weights read: {read} of {machine}", "读取权重：{read} / {machine}"],
-  "load.no_limit": ["not measured on this machine", "此机器上未测量"],
+  "load.no_limit": ["not measured, or not yet", "未测量，或尚未测量"],
   "load.peak": ["at most {most} in five minutes", "五分钟内最高 {most}"],
   "load.requests": ["Requests in flight", "进行中的请求"],
   "load.none": ["No request is at work.", "当前没有请求。"],
