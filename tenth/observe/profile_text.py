@@ -33,12 +33,17 @@ def summary(profile: RoutingProfile) -> str:
 
 
 def broken_words(profile: RoutingProfile) -> str:
-    """What there is to say of tokens whose gates are no numbers; empty where there are none."""
-    broken_L = profile.counts.broken_L
-    if not broken_L.any():
-        return ""
-    first = int(np.flatnonzero(broken_L)[0])
-    return f"from layer {profile.model.layers[first]} on gates are no numbers, of {int(broken_L[first]):,} tokens there"
+    """What there is to say of gates and outputs that are no numbers; empty where there are none."""
+    broken_L, layers, words = profile.counts.broken_L, profile.model.layers, []
+    if profile.outputs is not None and not np.isfinite(profile.outputs.peaks_LE).all():
+        broken_LE = ~np.isfinite(profile.outputs.peaks_LE)
+        first = int(np.flatnonzero(broken_LE.any(1))[0])
+        count = int(broken_LE[first].sum())
+        words.append(f"in layer {layers[first]} outputs of {count} expert{'s' * (count > 1)} are no numbers")
+    if broken_L.any():
+        first = int(np.flatnonzero(broken_L)[0])
+        words.append(f"from layer {layers[first]} on gates are no numbers, of {int(broken_L[first]):,} tokens there")
+    return "; ".join(words)
 
 
 def shown(profile: RoutingProfile, *, json: bool = False) -> str:

@@ -135,7 +135,12 @@ class RoutingProfile:
         norms_LTK = np.concatenate([_numpy(step.norms_LTK) for step in steps], axis=1)
         peaks_LTK = np.concatenate([_numpy(step.peaks_LTK) for step in steps], axis=1)
         sums = self.outputs = self.outputs or OutputSums.empty(self.counts.counts_LE.shape)
-        sums.counts_LE += work.sums()
+        finite_LTK = np.isfinite(norms_LTK)
+        if finite_LTK.all():
+            sums.counts_LE += work.sums()
+        else:  # what is no number is in no sum: its expert's peak tells of it
+            sums.counts_LE += work.sums(finite_LTK.astype(np.float64)).astype(np.int64)
+            norms_LTK = np.where(finite_LTK, norms_LTK, 0)
         sums.norms_LE += work.sums(norms_LTK)
         sums.saliency_LE += work.sums(norms_LTK.astype(np.float64) * work.gates_LTK)
         np.maximum(sums.peaks_LE, work.peaks(peaks_LTK), out=sums.peaks_LE)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenth.errors import FileFormatError, MachineError, RequestError
+from tenth.observe.profile_text import broken_words
 from tenth.routing.profile import Block, ProfiledModel, RoutingProfile, Span
 from tenth.routing.profile_file import from_bytes, is_profile, read_profile, read_unfinished, to_bytes, write_profile
 from tenth.routing.record import LayerRouting, Routing
@@ -172,6 +173,27 @@ def test_tokens_whose_gates_are_no_numbers_are_told_and_left_out() -> None:
     assert found.outputs is not None
     assert np.isfinite(found.outputs.saliency_LE).all()
     same(from_bytes(to_bytes(found), "")[0], found)
+
+
+def test_outputs_that_are_no_numbers_are_in_no_sum() -> None:
+    routing, whole = record(1, 8), RoutingProfile.empty(MODEL)
+    whole.take(record(1, 8), [Span(0, 8, "code")])
+    layer = routing.layers[2]
+    assert layer.norms_TK is not None
+    assert layer.peaks_TK is not None
+    layer.norms_TK[3, 1] = layer.peaks_TK[3, 1] = float("nan")
+    expert = int(layer.experts_TK[3, 1])
+    found = RoutingProfile.empty(MODEL)
+    found.take(routing, [Span(0, 8, "code")])
+    assert found.outputs is not None
+    assert whole.outputs is not None
+    missing_LE = whole.outputs.counts_LE - found.outputs.counts_LE
+    assert (int(missing_LE[1, expert]), int(missing_LE.sum())) == (1, 1)
+    others = np.arange(MODEL.experts) != expert
+    assert found.outputs.norms_LE[1, others].tolist() == whole.outputs.norms_LE[1, others].tolist()
+    assert np.argwhere(~np.isfinite(found.outputs.peaks_LE)).tolist() == [[1, expert]]
+    same(from_bytes(to_bytes(found), "")[0], found, peaks=False)
+    assert broken_words(found) == "in layer 2 outputs of 1 expert are no numbers"
 
 
 def test_measures_of_no_tokens_are_no_numbers() -> None:
