@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,6 +102,7 @@ class OnRay:
             raise MachineError(f"{where}: {_last_line(error)}") from None
         from ray import serve
 
+        _ray_speaks_by_the_log()
         quiet = {"log_level": "ERROR"}  # each start and end of a replica is said by the front
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled", logging_config=quiet)
@@ -187,6 +189,16 @@ class OnRay:
                 "policy": {"policy_function": "tenth.cluster.scaling:wanted"},
             }
         }
+
+
+def _ray_speaks_by_the_log() -> None:
+    """What Ray's services tell (that a worker was killed, say) is printed as it is, in colours and several lines."""
+
+    def said(message: dict[str, Any], *_: object, **__: object) -> None:
+        log.warning("Ray: %s", " ".join(" ".join(map(str, message["lines"])).split())[:300])
+
+    worker: Any = import_module("ray._private.worker")
+    worker.print_to_stdstream = said
 
 
 def _last_line(error: BaseException) -> str:

@@ -58,6 +58,7 @@ def running(made: tuple[Path, Model]) -> Iterator[Clustered]:
     finally:
         code = cluster.close()
     assert code == 0, "".join(cluster.lines)
+    assert "\x1b" not in "".join(cluster.lines), "Ray speaks past the log"
 
 
 def under_load(running: Clustered, right: Oracle, kind: str) -> tuple[Streams, float]:
