@@ -82,6 +82,7 @@ def command(
 
     from tenth.commands.progress import progress_bars
     from tenth.files import check_page
+    from tenth.observe.figure_file import check_format
     from tenth.observe.parity import VerifyOptions, passed
     from tenth.observe.parity_gate import read_gate
     from tenth.observe.parity_html import write_page
@@ -89,6 +90,7 @@ def command(
 
     bars = None if gate is None else read_gate(gate)
     if out is not None:
+        check_format(out, (".html",))
         check_page(out)
     chosen = VerifyOptions(1.0 if full else 1 / 16, greedy_prompts, greedy_tokens, answer_tokens)
     with progress_bars(quiet=json) as report:

@@ -16,12 +16,13 @@ from tenth.model.batch import Batch, Want
 from tenth.model.config import MoeConfig
 from tenth.model.decoder import Decoder, initialise
 from tenth.model.preset import preset
+from tenth.model.version import version_of
 from tenth.observe import profiling
 from tenth.observe.corpora import TextIds, WatchedText
 from tenth.observe.profiling import ProfileOptions, Profiler, profile_text, profiled_model
 from tenth.routing.profile import RoutingProfile
 from tenth.routing.profile_file import read_profile, read_unfinished
-from tests.api.tiny import tiny_tokenizer
+from tests.api.tiny import tiny_decoder, tiny_tokenizer
 from tests.routing.test_profile import same
 
 Profiled = Callable[..., RoutingProfile]
@@ -194,3 +195,17 @@ def test_a_layer_of_no_numbers_is_told(text: WatchedText, tmp_path: Path, profil
     assert found.counts.counts_LE.sum(1).tolist() == [3 * tokens, 0]
     assert np.isinf(found.extremes_L[1])
     same(read_profile(tmp_path / "p"), found)
+
+
+def test_every_expert_is_in_the_version() -> None:
+    decoder = tiny_decoder()
+    before = version_of(decoder)
+    stacked = [part for part in decoder.parameters() if part.dim() == 3]
+    assert stacked
+    for part in stacked:
+        for expert in (0, len(part) - 1):
+            with torch.no_grad():
+                part[expert].neg_()
+                assert version_of(decoder) != before
+                part[expert].neg_()
+    assert version_of(decoder) == before
