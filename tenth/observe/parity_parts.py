@@ -119,13 +119,13 @@ class PartErrors:
         squares_T, ids_TK = (torch.cat(parts) for parts in zip(*self.by_token, strict=True))
         counts_E = torch.bincount(ids_TK.flatten())
         sums_E = torch.bincount(ids_TK.flatten(), squares_T.repeat_interleave(ids_TK.shape[1]))
-        means_E = torch.where(counts_E >= _FEW, sums_E / counts_E, -1.0)
-        worst = int(means_E.argmax())
-        others = squares_T[(ids_TK != worst).all(-1)]
-        if means_E[worst] <= 0 or len(others) < _FEW:
-            return None
-        ratio = float(means_E[worst] / others.mean()) ** 0.5 if bool(others.any()) else _MOST_RATIO
-        return worst, min(ratio, _MOST_RATIO)
+        without_E = len(squares_T) - counts_E
+        others_E = ((squares_T.sum() - sums_E) / without_E.clamp(min=1)).clamp(min=0)
+        # the largest error alone would name an expert whose few tokens the wrong one had too
+        ratios_E = (sums_E / counts_E.clamp(min=1) / others_E.clamp(min=1e-30)).sqrt().clamp(max=_MOST_RATIO)
+        ratios_E[(counts_E < _FEW) | (without_E < _FEW) | (sums_E <= 0)] = -1.0
+        worst = int(ratios_E.argmax())
+        return (worst, float(ratios_E[worst])) if ratios_E[worst] >= 0 else None
 
 
 def add_errors(
