@@ -215,10 +215,10 @@ def _changes(examined: Examined, drift: Mapping[int, LayerDrift], at: Thresholds
 
 
 def _same_text(examined: Examined) -> bool:
-    """Whether both profiles have as many tokens of the same domains, as those of one corpus have."""
+    """Whether both profiles have as many tokens in each block of documents, which the documents' tokens decide."""
     assert examined.reference is not None
-    one, other = examined.profile.by_domain(), examined.reference.by_domain()
-    return {name: block.tokens for name, block in one.items()} == {name: block.tokens for name, block in other.items()}
+    one, other = examined.profile.blocks, examined.reference.blocks
+    return {key: block.tokens for key, block in one.items()} == {key: block.tokens for key, block in other.items()}
 
 
 # ---- notes
